@@ -1,47 +1,64 @@
-"""Build the data plane: each .pyx of cython_src becomes the module monolith_kv._name."""
+"""Build the data plane: each .pyx of cython_src becomes the module monolith_kv._name.
+
+MONOLITH_KV_DEBUG=1 builds it with bounds checks and assertions. What is built, and with what, is
+said here; all else about the project stands in pyproject.toml.
+"""
 
 import os
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
+os.chdir(Path(__file__).resolve().parent)
 DEBUG = os.environ.get("MONOLITH_KV_DEBUG") == "1"
+JOBS = os.cpu_count() or 1
 # Cython finds a .pxd by module name: a link shows it cython_src as the package.
-VIEW = ROOT / "build" / "cython_view"
+VIEW = Path("build/cython_view")
 VIEW.mkdir(parents=True, exist_ok=True)
-link = VIEW / "monolith_kv"
-if not link.is_symlink():
-    link.symlink_to(os.path.relpath(ROOT / "cython_src", VIEW))
-os.chdir(ROOT)
+if not (VIEW / "monolith_kv").is_symlink():
+    (VIEW / "monolith_kv").symlink_to("../../cython_src")
 
 # No -march=native and no -ffast-math: wheels run on any machine of their architecture, and
 # -ffp-contract=off keeps kernels equal to the NumPy oracle where the compiler could fuse.
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "initializedcheck": DEBUG,
+    "cdivision": True,
+    "embedsignature": True,
+    "freethreading_compatible": True,
+}
 extensions = [
     Extension(
         f"monolith_kv.{source.stem}",
-        [f"build/cython_view/monolith_kv/{source.name}"],
+        [str(VIEW / "monolith_kv" / source.name)],
         extra_compile_args=["-O1", "-g", "-UNDEBUG"] if DEBUG else FLAGS,
         include_dirs=["cython_src"],
     )
-    for source in sorted((ROOT / "cython_src").glob("*.pyx"))
+    for source in sorted(Path("cython_src").glob("*.pyx"))
 ]
+
+
+class BuildCython(build_ext):
+    """Translate when something is compiled, not whenever metadata is asked for."""
+
+    def build_extensions(self):
+        options = {"build_dir": "build/c", "include_path": [str(VIEW)], "nthreads": JOBS}
+        translated = cythonize(self.extensions, compiler_directives=DIRECTIVES, **options)
+        for extension, c in zip(self.extensions, translated, strict=True):
+            extension.sources, extension.depends = c.sources, c.depends
+        super().build_extensions()
+
+
+tools = ["monolith_kv_tools", *(f"monolith_kv_tools.{name}" for name in find_packages("tools"))]
 setup(
-    ext_modules=cythonize(
-        extensions,
-        build_dir="build/c",
-        include_path=[str(VIEW)],
-        nthreads=os.cpu_count() or 1,
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": DEBUG,
-            "wraparound": False,
-            "initializedcheck": DEBUG,
-            "cdivision": True,
-            "embedsignature": True,
-            "freethreading_compatible": True,
-        },
-    )
+    packages=[*find_packages(include=["monolith_kv", "monolith_kv.*"]), *tools],
+    package_dir={"monolith_kv_tools": "tools"},
+    options={"build_ext": {"parallel": JOBS}},
+    cmdclass={"build_ext": BuildCython},
+    ext_modules=extensions,
 )

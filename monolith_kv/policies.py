@@ -31,7 +31,7 @@ class FrequencyGate:
         1 to 65,535 sightings; 1 admits at once. A mapping gives slots (the top 16 bits of the id)
         their own, None standing for all others; slots not covered are admitted at once.
     capacity : int
-        Distinct ids expected within two windows.
+        Distinct ids expected within a window.
     window : int, float or str
         A duration above 0, in seconds or as "7d"; rounded up to whole seconds.
     error : float

@@ -1,0 +1,1 @@
+"""Console tools, benchmarks and the demo: applications of the public API alone."""
