@@ -1,8 +1,4 @@
-"""Build the data plane: each .pyx of cython_src becomes the module monolith_kv._name.
-
-MONOLITH_KV_DEBUG=1 builds it with bounds checks and assertions. What is built, and with what, is
-said here; all else about the project stands in pyproject.toml.
-"""
+"""Build cython_src/_name.pyx as monolith_kv._name; MONOLITH_KV_DEBUG=1 turns the checks on."""
 
 import os
 from pathlib import Path
@@ -22,12 +18,12 @@ if not (VIEW / "monolith_kv").is_symlink():
 
 # No -march=native and no -ffast-math: wheels run on any machine of their architecture, and
 # -ffp-contract=off keeps kernels equal to the NumPy oracle where the compiler could fuse.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+TRANSLATE = {"build_dir": "build/c", "include_path": [str(VIEW)], "nthreads": JOBS}
 DIRECTIVES = {
-    "language_level": 3,
     "boundscheck": DEBUG,
-    "wraparound": False,
     "initializedcheck": DEBUG,
+    "wraparound": False,
     "cdivision": True,
     "embedsignature": True,
     "freethreading_compatible": True,
@@ -47,9 +43,8 @@ class BuildCython(build_ext):
     """Translate when something is compiled, not whenever metadata is asked for."""
 
     def build_extensions(self):
-        options = {"build_dir": "build/c", "include_path": [str(VIEW)], "nthreads": JOBS}
-        translated = cythonize(self.extensions, compiler_directives=DIRECTIVES, **options)
-        for extension, c in zip(self.extensions, translated, strict=True):
+        sources = cythonize(self.extensions, compiler_directives=DIRECTIVES, **TRANSLATE)
+        for extension, c in zip(self.extensions, sources, strict=True):
             extension.sources, extension.depends = c.sources, c.depends
         super().build_extensions()
 
