@@ -6,8 +6,9 @@
     Zeros     0
     Constant  a
     Uniform   float32(a + (b - a) * u),      u = (word[j] >> 40) * 2**-24
-    Normal    float32(a + b * r * cos(t)) for even j,  ... sin(t) for odd j, where, with k = j - j % 2,
-              r = sqrt(-2 ln(((word[k] >> 11) + 1) * 2**-53)),  t = 2 pi (word[k + 1] >> 11) * 2**-53
+    Normal    float32(a + b * (r * cos(t))) for even j, float32(a + b * (r * sin(t))) for odd j,
+              r = sqrt(-2 ln(((word[k] >> 11) + 1) * 2**-53)), k being j rounded down to even,
+              t = 2 pi * ((word[k + 1] >> 11) * 2**-53)
 
 All in float64 up to the final float32 (Box and Muller 1958).
 """

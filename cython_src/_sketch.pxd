@@ -58,8 +58,8 @@ cdef size_t sketch_size_bytes(const Sketch* sketch) noexcept nogil
 # The whole sketch as bytes, the same on every machine (mostly zeros: compress them).
 cdef size_t sketch_packed_bytes(const Sketch* sketch) noexcept nogil
 cdef void sketch_pack(const Sketch* sketch, uint8_t* out) noexcept nogil
-# Replace the counts, or add to them. Widths of cells may differ; if capacity, width or window do, or
-# the bytes make no sense: STATUS_BAD_DATA and nothing is changed.
+# Replace the counts, or add to them. Cells may be of another size; if capacity, width or window
+# differ, or the bytes make no sense: STATUS_BAD_DATA and nothing is changed.
 cdef status_t sketch_unpack(
     Sketch* sketch, const uint8_t* data, size_t n, bint add
 ) noexcept nogil
