@@ -44,13 +44,19 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def store_dir() -> Iterator[Path]:
-    """A folder for one store; it does not exist yet, the one above it does."""
-    folder = Path(tempfile.mkdtemp(prefix="mkv-test-", dir=FAST_FOLDER))
+def folder() -> Iterator[Path]:
+    """An empty folder of the test's own, in memory."""
+    path = Path(tempfile.mkdtemp(prefix="mkv-test-", dir=FAST_FOLDER))
     try:
-        yield folder / "store"
+        yield path
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def store_dir(folder: Path) -> Path:
+    """Where one store goes; it does not exist yet, the folder above it does."""
+    return folder / "store"
 
 
 @pytest.fixture
