@@ -9,8 +9,10 @@ ctypedef int64_t unix_s_t    # whole seconds since the epoch
 cdef enum:
     FID_BYTES = 8
 
-# What a function under nogil returns; _table turns it into an exception.
-ctypedef enum status_t:
+# What a function under nogil returns; _core turns it into an exception.
+ctypedef int status_t
+
+cdef enum:
     STATUS_OK = 0
     STATUS_OUT_OF_MEMORY = 1
     STATUS_NOT_FINITE = 2     # a sum of gradients overflowed float32

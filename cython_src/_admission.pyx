@@ -1,0 +1,188 @@
+"""Pull: read a shard's rows and let new ids in through the gate. See _admission.pxd."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from monolith_kv._arena cimport arena_embedding
+from monolith_kv._batch cimport Batch, Unique, unique_create, unique_destroy
+from monolith_kv._buffer cimport (
+    Buffer,
+    buffer_append_u64,
+    buffer_extend,
+    buffer_free,
+    buffer_reserve,
+)
+from monolith_kv._codec cimport load_le64
+from monolith_kv._cuckoo cimport cuckoo_find_one
+from monolith_kv._hashing cimport hash_fid
+from monolith_kv._read cimport locked_copy_group
+from monolith_kv._row cimport row_clamp_time
+from monolith_kv._shard cimport (
+    Group,
+    Policy,
+    Shard,
+    fid_slot,
+    group_fill,
+    locked_new_row,
+    locked_reserve,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from monolith_kv._sketch cimport sketch_see
+from monolith_kv._types cimport (
+    STATUS_BAD_DATA,
+    STATUS_FULL,
+    STATUS_OK,
+    STATUS_OUT_OF_MEMORY,
+    fid_t,
+    row_t,
+    status_t,
+    unix_s_t,
+)
+
+
+cdef inline uint32_t policy_threshold(const Policy* policy, fid_t fid) noexcept nogil:
+    if not policy.is_gated:
+        return 1
+    if policy.threshold_by_slot != NULL:
+        return policy.threshold_by_slot[fid_slot(fid)]
+    return policy.threshold
+
+
+cdef status_t locked_log_sighting(Shard* shard, fid_t fid, unix_s_t now) noexcept nogil:
+    """Append a sighting to what the next seal makes durable.
+
+    A run is `now` (u64), how many ids (u64), then the ids: replaying runs in order leaves the
+    sketch as it is.
+    """
+    if buffer_reserve(&shard.sightings, 3 * sizeof(uint64_t)) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    if shard.sightings_run >= shard.sightings.count:
+        shard.sightings_run = shard.sightings.count
+        buffer_append_u64(&shard.sightings, <uint64_t>now)
+        buffer_append_u64(&shard.sightings, 0)
+    buffer_append_u64(&shard.sightings, fid)
+    (<uint64_t*>(shard.sightings.data + shard.sightings_run))[1] += 1
+    return STATUS_OK
+
+
+cdef status_t locked_admit(
+    Shard* shard, fid_t fid, uint64_t hashed, unix_s_t now, bint* is_admitted
+) noexcept nogil:
+    """Count a sighting of an absent id; does it pass?"""
+    cdef uint32_t threshold = policy_threshold(shard.policy, fid)
+    is_admitted[0] = True
+    if threshold > 1:
+        if locked_log_sighting(shard, fid, now) != STATUS_OK:
+            return STATUS_OUT_OF_MEMORY
+        is_admitted[0] = sketch_see(&shard.sketch, hashed, now) >= threshold
+    shard.counters.admitted += is_admitted[0]
+    shard.counters.rejected += not is_admitted[0]
+    return STATUS_OK
+
+
+cdef status_t locked_pull_absent(
+    Shard* shard, const Batch* batch, const Buffer* absent, float* out, unix_s_t now,
+    bint may_insert, Buffer* inserted
+) noexcept nogil:
+    """Count each distinct absent id once, insert those that pass and copy their rows out."""
+    cdef const uint64_t* positions = <const uint64_t*>absent.data
+    cdef size_t count = absent.count // sizeof(uint64_t)
+    cdef size_t dim = shard.policy.dim
+    cdef size_t i
+    cdef uint64_t hashed
+    cdef bint is_admitted
+    cdef row_t* cell
+    cdef Unique unique
+    cdef status_t status = STATUS_OK
+    cdef fid_t* fids = <fid_t*>malloc(count * sizeof(fid_t))
+    if fids == NULL:
+        return STATUS_OUT_OF_MEMORY
+    for i in range(count):
+        fids[i] = batch.fids[positions[i]]
+    if unique_create(&unique, fids, count) != STATUS_OK:
+        free(fids)
+        return STATUS_OUT_OF_MEMORY
+    status = buffer_reserve(inserted, unique.count * sizeof(fid_t))
+    shard.sightings_run = shard.sightings.count
+    for i in range(unique.count):
+        hashed = batch.hashes[positions[unique.firsts[i]]]
+        if status == STATUS_OK:
+            status = locked_admit(shard, unique.fids[i], hashed, now, &is_admitted)
+        if status != STATUS_OK or not is_admitted:
+            continue
+        if not may_insert:
+            status = STATUS_FULL
+            continue
+        status = locked_new_row(shard, unique.fids[i], hashed, NULL, row_clamp_time(now))
+        if status == STATUS_OK:
+            buffer_append_u64(inserted, unique.fids[i])
+    for i in range(count):
+        cell = cuckoo_find_one(&shard.index, fids[i], batch.hashes[positions[i]])
+        if cell != NULL:
+            memcpy(
+                out + positions[i] * dim, arena_embedding(&shard.arena, cell[0]),
+                dim * sizeof(float))
+    unique_destroy(&unique)
+    free(fids)
+    return status
+
+
+cdef status_t shard_pull(
+    Shard* shard, const Batch* batch, size_t number, float* out, unix_s_t now, bint may_insert,
+    Buffer* inserted
+) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef Group group
+    cdef Buffer absent
+    cdef Buffer cold
+    cdef status_t status
+    memset(&absent, 0, sizeof(Buffer))
+    memset(&cold, 0, sizeof(Buffer))
+    pthread_mutex_lock(&shard.lock)
+    status = STATUS_OK
+    while start < end:
+        group_fill(shard, batch, start, end, &group)
+        status |= locked_copy_group(shard, &group, out, NULL, &cold, &absent)
+        start += group.count
+    if status == STATUS_OK and absent.count:
+        status = locked_reserve(shard, absent.count // sizeof(uint64_t))
+        if status == STATUS_OK:
+            status = locked_pull_absent(
+                shard, batch, &absent, out, now, may_insert, inserted)
+    pthread_mutex_unlock(&shard.lock)
+    buffer_free(&absent)
+    buffer_free(&cold)
+    return status
+
+
+cdef status_t shard_see(
+    Shard* shard, const uint8_t* runs, size_t size_bytes, bint is_pending
+) noexcept nogil:
+    cdef size_t offset = 0
+    cdef uint64_t count, i
+    cdef unix_s_t now
+    cdef status_t status = STATUS_OK
+    pthread_mutex_lock(&shard.lock)
+    if is_pending:
+        status = buffer_reserve(&shard.sightings, size_bytes)
+        if status == STATUS_OK:
+            memcpy(buffer_extend(&shard.sightings, size_bytes), runs, size_bytes)
+    while status == STATUS_OK and offset < size_bytes and shard.policy.is_gated:
+        if size_bytes - offset < 2 * sizeof(uint64_t):
+            status = STATUS_BAD_DATA
+            break
+        now = <unix_s_t>load_le64(runs + offset)
+        count = load_le64(runs + offset + sizeof(uint64_t))
+        offset += 2 * sizeof(uint64_t)
+        if count > (size_bytes - offset) // sizeof(uint64_t):
+            status = STATUS_BAD_DATA
+            break
+        for i in range(count):
+            sketch_see(
+                &shard.sketch, hash_fid(load_le64(runs + offset + i * sizeof(uint64_t))), now)
+        offset += count * sizeof(uint64_t)
+    pthread_mutex_unlock(&shard.lock)
+    return status

@@ -1,0 +1,38 @@
+"""What a table is made of: shards, policy, barrier; made and settled here, worked by _table."""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport Buffer
+from monolith_kv._hashing cimport SHARDS
+from monolith_kv._shard cimport Policy, Shard
+from monolith_kv._types cimport fid_t, status_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_rwlock_t:
+        pass
+
+
+cdef class Barrier:
+    # Calls that change rows hold it shared, whoever needs an instant between calls alone.
+    cdef pthread_rwlock_t lock
+
+    cdef void enter(self) noexcept nogil
+    cdef void leave(self) noexcept nogil
+
+
+cdef class Core:
+    cdef Barrier barrier
+    cdef Policy policy
+    cdef Shard shards[SHARDS]
+    cdef size_t shards_made
+
+    cdef int lock_all(self) except -1
+    cdef int unlock_all(self) except -1
+
+
+cdef int raise_status(status_t status) except -1
+cdef object take_bytes(Buffer* buffer)
+cdef object take_fids(Buffer* buffer)
+cdef const fid_t* fids_of(const uint64_t[::1] fids) noexcept
+cdef int batch_of(Batch* batch, const uint64_t[::1] fids) except -1

@@ -1,0 +1,432 @@
+"""What a table is made of: its life, its settings, its figures. See _core.pxd."""
+
+import sys
+
+import numpy as np
+
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+from monolith_kv._arena cimport arena_header, arena_embedding, arena_size_bytes
+from monolith_kv._batch cimport Batch, batch_create
+from monolith_kv._buffer cimport Buffer, buffer_free
+from monolith_kv._codec cimport record_size_bytes
+from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, Segment, bucket_tag, cuckoo_find_one
+from monolith_kv._digest cimport RowDigest, digest_add, digest_row
+from monolith_kv._hashing cimport SHARDS, SHARD_BITS, hash_fid, hash_mix, hash_shard
+from monolith_kv._optimizers cimport optimizer_kernel, optimizer_state_floats
+from monolith_kv._row cimport row_is_cold
+from monolith_kv._shard cimport (
+    SLOTS,
+    SlicePolicy,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    shard_create,
+    shard_destroy,
+)
+from monolith_kv._sketch cimport (
+    Sketch,
+    sketch_create,
+    sketch_destroy,
+    sketch_error_estimate,
+    sketch_fill,
+    sketch_resize_counts,
+    sketch_size_bytes,
+)
+from monolith_kv._types cimport (
+    STATUS_BAD_DATA,
+    STATUS_FULL,
+    STATUS_NOT_FINITE,
+    STATUS_OK,
+    STATUS_OUT_OF_MEMORY,
+    fid_t,
+    row_t,
+    status_t,
+)
+
+from monolith_kv.errors import StoreFullError
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <math.h>
+    /* Where the system offers it, a waiting writer goes before new readers: else a stream of calls
+       would keep a seal waiting for ever. */
+    static int mkv_barrier_init(pthread_rwlock_t *lock) {
+        pthread_rwlockattr_t attributes;
+        int failed = pthread_rwlockattr_init(&attributes);
+        if (failed) return failed;
+    #ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+        pthread_rwlockattr_setkind_np(
+            &attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    #endif
+        failed = pthread_rwlock_init(lock, &attributes);
+        pthread_rwlockattr_destroy(&attributes);
+        return failed;
+    }
+    """
+    int mkv_barrier_init(pthread_rwlock_t* lock) noexcept nogil
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_rwlock_destroy(pthread_rwlock_t* lock)
+    int pthread_rwlock_rdlock(pthread_rwlock_t* lock)
+    int pthread_rwlock_wrlock(pthread_rwlock_t* lock)
+    int pthread_rwlock_unlock(pthread_rwlock_t* lock)
+
+if sys.byteorder != "little":
+    raise ImportError("monolith_kv needs a little-endian machine: its files hold floats as they lie")
+
+
+cdef int raise_status(status_t status) except -1:
+    if status == STATUS_OK:
+        return 0
+    if status & STATUS_OUT_OF_MEMORY and status != STATUS_NOT_FINITE:
+        raise MemoryError("no memory for more rows")
+    if status == STATUS_NOT_FINITE:
+        raise ValueError("the gradients of an id add up to more than float32 holds; clip them")
+    if status == STATUS_FULL:
+        raise StoreFullError("no room for new ids: raise memory_limit or overflow_limit, or expire")
+    raise ValueError("bytes that this table did not write, or that were written under other settings")
+
+
+cdef object take_bytes(Buffer* buffer):
+    """The bytes of a buffer as an array of uint8; frees it."""
+    data = PyByteArray_FromStringAndSize(<char*>buffer.data, buffer.count)
+    buffer_free(buffer)
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+cdef object take_fids(Buffer* buffer):
+    return take_bytes(buffer).view(np.uint64)
+
+
+cdef const fid_t* fids_of(const uint64_t[::1] fids) noexcept:
+    return &fids[0] if fids.shape[0] else NULL
+
+
+cdef int batch_of(Batch* batch, const uint64_t[::1] fids) except -1:
+    cdef const fid_t* first = fids_of(fids)
+    cdef size_t count = fids.shape[0]
+    cdef status_t status
+    with nogil:
+        status = batch_create(batch, first, count)
+    return raise_status(status)
+
+
+cdef class Barrier:
+    """Between calls: hold it, and no call that changes rows is under way."""
+
+    def __cinit__(self):
+        if mkv_barrier_init(&self.lock):
+            raise MemoryError("no memory for a lock")
+
+    def __dealloc__(self):
+        pthread_rwlock_destroy(&self.lock)
+
+    cdef void enter(self) noexcept nogil:
+        pthread_rwlock_rdlock(&self.lock)
+
+    cdef void leave(self) noexcept nogil:
+        pthread_rwlock_unlock(&self.lock)
+
+    def hold(self):
+        with nogil:
+            pthread_rwlock_wrlock(&self.lock)
+
+    def release(self):
+        pthread_rwlock_unlock(&self.lock)
+
+    def __enter__(self):
+        self.hold()
+        return self
+
+    def __exit__(self, *exception):
+        self.release()
+
+
+cdef class Core:
+    """The shards of one table. `slices`: see TableCore."""
+
+    def __cinit__(self, Barrier barrier not None, slices, seed):
+        cdef size_t i
+        cdef SlicePolicy* slice
+        self.barrier = barrier
+        memset(&self.policy, 0, sizeof(Policy))
+        self.policy.slices = <SlicePolicy*>calloc(len(slices), sizeof(SlicePolicy))
+        if self.policy.slices == NULL:
+            raise MemoryError("no memory for a table")
+        self.policy.slices_count = len(slices)
+        for i, (dim, kind, hyper, initializer, a, b, key) in enumerate(slices):
+            slice = &self.policy.slices[i]
+            slice.span.dim = dim
+            slice.span.embedding_offset = self.policy.dim
+            slice.span.state_offset = self.policy.state_floats
+            slice.optimizer.kind = kind
+            slice.kernel = optimizer_kernel(kind)
+            slice.initializer.kind = initializer
+            slice.initializer.a = a
+            slice.initializer.b = b
+            slice.initializer.key = key
+            self.policy.dim += dim
+            self.policy.state_floats += optimizer_state_floats(kind, dim)
+        self.policy.record_bytes = record_size_bytes(self.policy.dim, self.policy.state_floats)
+        self.policy.threshold = 1
+        for i in range(SHARDS):
+            self.shards_made = i + 1
+            raise_status(shard_create(
+                &self.shards[i], &self.policy, hash_mix(<uint64_t>seed + i)))
+            self.shards[i].hand = <uint64_t>i << (64 - SHARD_BITS)
+        self.set_optimizers([hyper for _, _, hyper, _, _, _, _ in slices])
+
+    def __init__(self, barrier, slices, seed):
+        pass
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.shards_made):
+            shard_destroy(&self.shards[i])
+        free(self.policy.slices)
+        free(self.policy.ttl_s_by_slot)
+        free(self.policy.threshold_by_slot)
+
+    cdef int lock_all(self) except -1:
+        cdef size_t i
+        with nogil:
+            for i in range(SHARDS):
+                pthread_mutex_lock(&self.shards[i].lock)
+        return 0
+
+    cdef int unlock_all(self) except -1:
+        cdef size_t i
+        for i in range(SHARDS):
+            pthread_mutex_unlock(&self.shards[i].lock)
+        return 0
+
+    # --- settings ----------------------------------------------------------------------------
+
+    def set_optimizers(self, hypers):
+        cdef size_t i, j
+        self.lock_all()
+        try:
+            for i, hyper in enumerate(hypers):
+                for j, value in enumerate(hyper):
+                    self.policy.slices[i].optimizer.values[j] = value
+        finally:
+            self.unlock_all()
+
+    def set_ttl(self, default_s, slots):
+        cdef int64_t* by_slot = NULL
+        cdef int64_t for_others = default_s
+        cdef size_t i
+        if slots:
+            by_slot = <int64_t*>malloc(SLOTS * sizeof(int64_t))
+            if by_slot == NULL:
+                raise MemoryError("no memory for a TTL by slot")
+            for i in range(SLOTS):
+                by_slot[i] = for_others
+            for slot, ttl_s in slots.items():
+                by_slot[<size_t>slot] = ttl_s
+        self.lock_all()
+        self.policy.ttl_s = for_others
+        free(self.policy.ttl_s_by_slot)
+        self.policy.ttl_s_by_slot = by_slot
+        self.unlock_all()
+
+    def set_gate(self, gate):
+        if gate is None:
+            self.lock_all()
+            self.policy.is_gated = False
+            self.unlock_all()
+            return
+        default, slots, capacity, error, window_s = gate
+        cdef uint32_t* by_slot = NULL
+        cdef uint32_t for_others = default
+        cdef uint32_t largest = max(default, *slots.values()) if slots else default
+        cdef size_t i
+        cdef status_t status = STATUS_OK
+        # A shard's part of the capacity, and four standard deviations more.
+        cdef uint64_t part = <uint64_t>(capacity / SHARDS + 4 * (capacity / SHARDS) ** 0.5) + 16
+        if slots:
+            by_slot = <uint32_t*>malloc(SLOTS * sizeof(uint32_t))
+            if by_slot == NULL:
+                raise MemoryError("no memory for a threshold by slot")
+            for i in range(SLOTS):
+                by_slot[i] = for_others
+            for slot, threshold in slots.items():
+                by_slot[<size_t>slot] = threshold
+        cdef double share = error
+        cdef int64_t window = window_s
+        self.lock_all()
+        for i in range(SHARDS):
+            if status == STATUS_OK:
+                status = sketch_settle(&self.shards[i].sketch, part, share, window, largest)
+        if status == STATUS_OK:
+            self.policy.is_gated = True
+            self.policy.threshold = for_others
+            free(self.policy.threshold_by_slot)
+            self.policy.threshold_by_slot = by_slot
+        else:
+            free(by_slot)
+        self.unlock_all()
+        raise_status(status)
+
+    # --- figures -----------------------------------------------------------------------------
+
+    @property
+    def dim(self):
+        return self.policy.dim
+
+    @property
+    def state_floats(self):
+        return self.policy.state_floats
+
+    @property
+    def record_bytes(self):
+        return self.policy.record_bytes
+
+    @property
+    def rows(self):
+        cdef uint64_t rows = 0
+        cdef size_t i
+        for i in range(SHARDS):
+            rows += self.shards[i].index.rows
+        return rows
+
+    @property
+    def cold_rows(self):
+        cdef uint64_t rows = 0
+        cdef size_t i
+        for i in range(SHARDS):
+            rows += self.shards[i].cold_rows
+        return rows
+
+    def touched(self):
+        cdef uint64_t count = 0
+        cdef size_t i
+        for i in range(SHARDS):
+            count += self.shards[i].touched.count // sizeof(fid_t)
+        return count
+
+    def digest(self):
+        cdef RowDigest total
+        cdef size_t i
+        total.low = total.high = 0
+        self.lock_all()
+        for i in range(SHARDS):
+            digest_add(&total, self.shards[i].digest)
+        self.unlock_all()
+        return total.low, total.high
+
+    def memory(self):
+        cdef size_t rows = 0, index = 0, sketch = 0, touched = 0
+        cdef size_t i
+        cdef Shard* shard
+        self.lock_all()
+        for i in range(SHARDS):
+            shard = &self.shards[i]
+            rows += arena_size_bytes(&shard.arena)
+            index += shard.index.size_bytes
+            sketch += sketch_size_bytes(&shard.sketch)
+            touched += (
+                shard.touched.capacity + shard.seal_fids.capacity + shard.seal_saved.capacity
+                + shard.snapshot_saved.capacity + shard.sightings.capacity)
+        self.unlock_all()
+        return {"rows": rows, "index": index, "sketch": sketch, "touched": touched}
+
+    def counters(self):
+        totals = dict.fromkeys(
+            ("inserted", "expired", "removed", "evicted", "promoted", "lookups", "hits"), 0)
+        cdef size_t i
+        for i in range(SHARDS):
+            totals["inserted"] += self.shards[i].counters.inserted
+            totals["expired"] += self.shards[i].counters.expired
+            totals["removed"] += self.shards[i].counters.removed
+            totals["evicted"] += self.shards[i].counters.evicted
+            totals["promoted"] += self.shards[i].counters.promoted
+            totals["lookups"] += self.shards[i].counters.lookups
+            totals["hits"] += self.shards[i].counters.hits
+        return totals
+
+    def gate_stats(self):
+        cdef double fill = 0.0, error = 0.0
+        cdef uint64_t admitted = 0, rejected = 0
+        cdef size_t i
+        self.lock_all()
+        for i in range(SHARDS):
+            admitted += self.shards[i].counters.admitted
+            rejected += self.shards[i].counters.rejected
+            if self.policy.is_gated:
+                fill += sketch_fill(&self.shards[i].sketch) / SHARDS
+                error += sketch_error_estimate(&self.shards[i].sketch) / SHARDS
+        self.unlock_all()
+        return {"admitted": admitted, "rejected": rejected, "fill": fill, "error_estimate": error}
+
+    def check(self):
+        """Check every invariant of index, arena and digest; what does not hold, in words."""
+        problems = []
+        cdef size_t i
+        for i in range(SHARDS):
+            with nogil:
+                pthread_mutex_lock(&self.shards[i].lock)
+            try:
+                check_shard(&self.shards[i], i, problems)
+            finally:
+                pthread_mutex_unlock(&self.shards[i].lock)
+        return problems
+
+
+cdef status_t sketch_settle(
+    Sketch* sketch, uint64_t capacity, double error, int64_t window_s, uint32_t count_max
+) noexcept nogil:
+    """Give a shard a sketch of these settings; counts are kept where the new one counts alike."""
+    cdef Sketch fresh
+    cdef status_t status
+    if sketch.cells == NULL:
+        return sketch_create(sketch, capacity, error, window_s, count_max)
+    status = sketch_create(&fresh, capacity, error, window_s, count_max)
+    if status != STATUS_OK:
+        return status
+    if fresh.width == sketch.width and fresh.window_s == sketch.window_s:
+        sketch_destroy(&fresh)
+        return sketch_resize_counts(sketch, count_max)
+    sketch_destroy(sketch)
+    sketch[0] = fresh
+    return STATUS_OK
+
+
+cdef check_shard(const Shard* shard, size_t number, list problems):
+    cdef RowDigest total
+    cdef size_t entry = 0
+    cdef uint32_t i, cell
+    cdef uint64_t rows = 0, cold = 0
+    cdef uint64_t hashed
+    cdef const Segment* segment
+    cdef const Bucket* bucket
+    total.low = total.high = 0
+    while entry < (<size_t>1 << shard.index.depth):
+        segment = shard.index.directory[entry]
+        entry += <size_t>1 << (shard.index.depth - segment.depth)
+        for i in range(segment.buckets_count):
+            bucket = &segment.buckets[i]
+            for cell in range(BUCKET_CELLS):
+                if bucket_tag(bucket, cell) == 0:
+                    continue
+                rows += 1
+                hashed = hash_fid(bucket.fids[cell])
+                if (hash_shard(hashed) != number or cuckoo_find_one(
+                        &shard.index, bucket.fids[cell], hashed) != &bucket.rows[cell]):
+                    problems.append(f"id {bucket.fids[cell]} lies where no lookup finds it")
+                if row_is_cold(bucket.rows[cell]):
+                    cold += 1
+                elif arena_header(&shard.arena, bucket.rows[cell]) != NULL:
+                    digest_add(&total, digest_row(
+                        bucket.fids[cell], arena_embedding(&shard.arena, bucket.rows[cell]),
+                        shard.policy.dim))
+    if rows != shard.index.rows or rows - cold != shard.arena.rows or cold != shard.cold_rows:
+        problems.append(
+            f"shard {number} counts {shard.index.rows} rows, {shard.cold_rows} of them in "
+            f"overflow, {shard.arena.rows} in memory; its index holds {rows}, {cold} in overflow")
+    if cold == 0 and (total.low != shard.digest.low or total.high != shard.digest.high):
+        problems.append(f"the digest of shard {number} is not that of its rows")

@@ -1,0 +1,61 @@
+"""fid -> row number: an extendible directory of small cuckoo tables (segments).
+
+A bucket is one cache line of five cells; a fid lives in one of two buckets (Pagh and Rodler 2004,
+with buckets as in Dietzfelbinger and Weidling 2007). A 6-bit tag a cell says which of them are worth
+comparing; tag 0 is an empty cell. Each segment owns a range of hashes and grows by itself, by a
+part of its size and up to SEGMENT_ROWS_MAX, then splits in two (Fagin et al. 1979): so no caller
+ever waits for more than one segment to be rebuilt. Guarded by shard.lock.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from monolith_kv._hashing cimport SHARD_BITS
+from monolith_kv._types cimport fid_t, row_t, status_t
+
+cdef enum:
+    BUCKET_CELLS = 5
+    FIND_GROUP = 128   # fids whose cache misses are in flight together
+
+cdef struct Bucket:
+    fid_t fids[BUCKET_CELLS]
+    row_t rows[BUCKET_CELLS]
+    uint32_t tags           # cell i: bits 6i..6i+5
+
+cdef struct Segment:
+    Bucket* buckets
+    uint64_t multiplier     # odd, secret: which buckets a hash gets
+    uint32_t buckets_count
+    uint32_t used           # cells that hold a fid
+    uint32_t depth          # leading hash bits, behind the shard's, that its fids share
+
+cdef struct Cuckoo:
+    Segment** directory     # by the leading `depth` bits; several entries may be one segment
+    uint32_t depth
+    uint64_t rows
+    size_t size_bytes       # buckets, segments and directory
+    uint64_t random         # state of the generator of multipliers and victims
+
+cdef status_t cuckoo_create(Cuckoo* index, uint64_t seed) noexcept nogil
+cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil
+cdef void cuckoo_find(
+    const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
+) noexcept nogil
+cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
+cdef status_t cuckoo_insert(
+    Cuckoo* index, fid_t fid, uint64_t hashed, row_t row) noexcept nogil
+cdef void cuckoo_erase(Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
+cdef void cuckoo_shrink(Cuckoo* index, uint64_t position) noexcept nogil
+cdef uint64_t segment_end(const Segment* segment, uint64_t position) noexcept nogil
+
+
+cdef inline uint32_t cuckoo_place(const Cuckoo* index, uint64_t hashed) noexcept nogil:
+    # Two shifts, since one by 64 would be undefined where the depth is 0.
+    return <uint32_t>(((hashed << SHARD_BITS) >> 1) >> (63 - index.depth))
+
+
+cdef inline Segment* cuckoo_segment(const Cuckoo* index, uint64_t hashed) noexcept nogil:
+    return index.directory[cuckoo_place(index, hashed)]
+
+
+cdef inline uint32_t bucket_tag(const Bucket* bucket, uint32_t cell) noexcept nogil:
+    return (bucket.tags >> (6 * cell)) & 63

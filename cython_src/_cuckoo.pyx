@@ -1,0 +1,404 @@
+"""fid -> row number. See _cuckoo.pxd."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memset
+
+from monolith_kv._hashing cimport (
+    SHARD_BITS,
+    hash_bucket_first,
+    hash_bucket_second,
+    hash_fid,
+    hash_mix,
+    hash_tag,
+)
+from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    static void *mkv_lines_allocate(size_t bytes) {
+        void *lines = NULL;
+        return posix_memalign(&lines, 64, bytes) ? NULL : lines;
+    }
+    """
+    void* mkv_lines_allocate(size_t size_bytes) noexcept nogil
+    void __builtin_prefetch(const void* address) noexcept nogil
+    int __builtin_ctz(unsigned int value) noexcept nogil
+
+cdef struct PathNode:
+    uint32_t bucket
+    int parent       # node whose bucket a fid would leave for this one; -1: one of the newcomer's own
+    uint32_t cell    # the cell of that fid there
+
+cdef enum:
+    SEGMENT_ROWS_MAX = 16384
+    SEGMENT_BUCKETS_MIN = 4
+    PATH_NODES_MAX = 400       # buckets that an insert may look at for a free cell
+    TAG_ONES = 0x1041041       # the lowest bit of each of the five tags
+    TAG_HIGHS = 0x20820820     # the highest
+
+# A segment is rebuilt when this full; with five cells a bucket moves seldom fail below 0.97.
+cdef double LOAD_MAX = 0.95
+# The fill after a rebuild: between memory (index bytes a row) and work (moves an insert).
+cdef double LOAD_REBUILT = 0.72
+
+
+# --- find ------------------------------------------------------------------------------------
+
+cdef inline int bucket_find(const Bucket* bucket, fid_t fid, uint32_t tag) noexcept nogil:
+    """The cell that holds `fid`, or -1."""
+    cdef uint32_t differing = bucket.tags ^ (tag * <uint32_t>TAG_ONES)
+    # A zero tag field shows as its high bit. A borrow may show one too many, so tags are compared
+    # again: an empty cell may still hold a fid that was erased.
+    cdef uint32_t equal = (differing - <uint32_t>TAG_ONES) & ~differing & <uint32_t>TAG_HIGHS
+    cdef uint32_t cell
+    while equal:
+        cell = <uint32_t>__builtin_ctz(equal) // 6
+        if bucket.fids[cell] == fid and bucket_tag(bucket, cell) == tag:
+            return <int>cell
+        equal &= equal - 1
+    return -1
+
+
+cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil:
+    cdef Segment* segment = cuckoo_segment(index, hashed)
+    cdef uint32_t tag = hash_tag(hashed)
+    cdef Bucket* bucket = segment.buckets + hash_bucket_first(
+        hashed, segment.multiplier, segment.buckets_count)
+    cdef int cell = bucket_find(bucket, fid, tag)
+    if cell < 0:
+        bucket = segment.buckets + hash_bucket_second(
+            hashed, segment.multiplier, segment.buckets_count)
+        cell = bucket_find(bucket, fid, tag)
+    return &bucket.rows[cell] if cell >= 0 else NULL
+
+
+cdef void cuckoo_find(
+    const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
+) noexcept nogil:
+    """Find at most FIND_GROUP fids; cells[i] points to the row number of fids[i], NULL if absent."""
+    cdef Bucket* buckets[FIND_GROUP]
+    cdef uint32_t missed[FIND_GROUP]
+    cdef size_t misses = 0
+    cdef size_t i, k
+    cdef int cell
+    cdef Segment* segment
+    for i in range(count):
+        segment = cuckoo_segment(index, hashes[i])
+        buckets[i] = segment.buckets + hash_bucket_first(
+            hashes[i], segment.multiplier, segment.buckets_count)
+        __builtin_prefetch(buckets[i])
+    for i in range(count):
+        cell = bucket_find(buckets[i], fids[i], hash_tag(hashes[i]))
+        if cell >= 0:
+            cells[i] = &buckets[i].rows[cell]
+            continue
+        cells[i] = NULL
+        segment = cuckoo_segment(index, hashes[i])
+        buckets[i] = segment.buckets + hash_bucket_second(
+            hashes[i], segment.multiplier, segment.buckets_count)
+        __builtin_prefetch(buckets[i])
+        missed[misses] = <uint32_t>i
+        misses += 1
+    for k in range(misses):
+        i = missed[k]
+        cell = bucket_find(buckets[i], fids[i], hash_tag(hashes[i]))
+        if cell >= 0:
+            cells[i] = &buckets[i].rows[cell]
+
+
+# --- insert and erase ------------------------------------------------------------------------
+
+cdef status_t cuckoo_insert(
+    Cuckoo* index, fid_t fid, uint64_t hashed, row_t row
+) noexcept nogil:
+    """Insert a fid that is absent. On STATUS_OUT_OF_MEMORY nothing has changed."""
+    cdef Segment* segment
+    while True:
+        segment = cuckoo_segment(index, hashed)
+        if segment.used < segment_rows_max(segment) and segment_place(segment, fid, hashed, row):
+            index.rows += 1
+            return STATUS_OK
+        if segment_grow(index, segment, hashed) != STATUS_OK:
+            return STATUS_OUT_OF_MEMORY
+
+
+cdef void cuckoo_erase(Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil:
+    cdef Segment* segment = cuckoo_segment(index, hashed)
+    cdef uint32_t tag = hash_tag(hashed)
+    cdef Bucket* bucket = segment.buckets + hash_bucket_first(
+        hashed, segment.multiplier, segment.buckets_count)
+    cdef int cell = bucket_find(bucket, fid, tag)
+    if cell < 0:
+        bucket = segment.buckets + hash_bucket_second(
+            hashed, segment.multiplier, segment.buckets_count)
+        cell = bucket_find(bucket, fid, tag)
+    if cell >= 0:
+        bucket.tags &= ~(<uint32_t>63 << (6 * cell))
+        segment.used -= 1
+        index.rows -= 1
+
+
+cdef inline int bucket_room(const Bucket* bucket) noexcept nogil:
+    """An empty cell, or -1."""
+    cdef int cell
+    for cell in range(BUCKET_CELLS):
+        if bucket_tag(bucket, cell) == 0:
+            return cell
+    return -1
+
+
+cdef inline void bucket_put(
+    Bucket* bucket, int cell, fid_t fid, uint32_t tag, row_t row
+) noexcept nogil:
+    bucket.fids[cell] = fid
+    bucket.rows[cell] = row
+    bucket.tags = (bucket.tags & ~(<uint32_t>63 << (6 * cell))) | (tag << (6 * cell))
+
+
+cdef bint segment_place(
+    Segment* segment, fid_t fid, uint64_t hashed, row_t row
+) noexcept nogil:
+    """Put a fid into one of its buckets, moving others along the shortest path to a free cell.
+
+    False: no path was found within PATH_NODES_MAX buckets, and nothing has moved.
+    """
+    cdef PathNode nodes[PATH_NODES_MAX]
+    cdef uint32_t buckets_count = segment.buckets_count
+    cdef int count = 2
+    cdef int head = 0
+    cdef int room
+    cdef uint32_t cell, other
+    cdef uint64_t mixed
+    cdef Bucket* bucket
+    nodes[0].bucket = hash_bucket_first(hashed, segment.multiplier, buckets_count)
+    nodes[1].bucket = hash_bucket_second(hashed, segment.multiplier, buckets_count)
+    nodes[0].parent = nodes[1].parent = -1
+    while head < count:
+        bucket = &segment.buckets[nodes[head].bucket]
+        room = bucket_room(bucket)
+        if room >= 0:
+            path_free(segment, nodes, &head, &room)
+            bucket_put(&segment.buckets[nodes[head].bucket], room, fid, hash_tag(hashed), row)
+            segment.used += 1
+            return True
+        for cell in range(BUCKET_CELLS):
+            if count == PATH_NODES_MAX:
+                break
+            mixed = hash_fid(bucket.fids[cell])
+            other = hash_bucket_first(mixed, segment.multiplier, buckets_count)
+            if other == nodes[head].bucket:
+                other = hash_bucket_second(mixed, segment.multiplier, buckets_count)
+            if not path_visits(nodes, head, other):
+                nodes[count].bucket = other
+                nodes[count].parent = head
+                nodes[count].cell = cell
+                count += 1
+        head += 1
+    return False
+
+
+cdef inline bint path_visits(
+    const PathNode* nodes, int node, uint32_t bucket
+) noexcept nogil:
+    while node >= 0:
+        if nodes[node].bucket == bucket:
+            return True
+        node = nodes[node].parent
+    return False
+
+
+cdef void path_free(
+    Segment* segment, const PathNode* nodes, int* node, int* room
+) noexcept nogil:
+    """Move the fids along a path up, last one first; node and room: the cell that is free then."""
+    cdef Bucket* source
+    cdef int parent = nodes[node[0]].parent
+    cdef int cell
+    while parent >= 0:
+        source = &segment.buckets[nodes[parent].bucket]
+        cell = <int>nodes[node[0]].cell
+        bucket_put(
+            &segment.buckets[nodes[node[0]].bucket], room[0],
+            source.fids[cell], bucket_tag(source, cell), source.rows[cell])
+        source.tags &= ~(<uint32_t>63 << (6 * cell))
+        room[0] = cell
+        node[0] = parent
+        parent = nodes[parent].parent
+
+
+# --- growth ----------------------------------------------------------------------------------
+
+cdef inline uint32_t segment_rows_max(const Segment* segment) noexcept nogil:
+    return <uint32_t>(LOAD_MAX * BUCKET_CELLS * segment.buckets_count)
+
+
+cdef inline uint32_t buckets_for(uint64_t rows) noexcept nogil:
+    cdef uint32_t count = <uint32_t>(rows / (LOAD_REBUILT * BUCKET_CELLS)) + 1
+    return count if count > SEGMENT_BUCKETS_MIN else SEGMENT_BUCKETS_MIN
+
+
+cdef inline uint64_t cuckoo_random(Cuckoo* index) noexcept nogil:
+    index.random += <uint64_t>0x9E3779B97F4A7C15ULL
+    return hash_mix(index.random)
+
+
+cdef status_t segment_grow(Cuckoo* index, Segment* segment, uint64_t hashed) noexcept nogil:
+    """Split a large segment, rebuild a small one with more buckets."""
+    # Hashes that share many leading bits would split for ever: the directory may have four times
+    # the entries that evenly spread rows would need, then the segment grows instead.
+    cdef bint sparse = (<uint64_t>SEGMENT_ROWS_MAX << segment.depth) > 4 * index.rows
+    if segment.used >= SEGMENT_ROWS_MAX and not sparse:
+        return segment_split(index, segment, hashed)
+    cdef uint32_t count = buckets_for(segment.used + 1)
+    if count <= segment.buckets_count:
+        count = segment.buckets_count + segment.buckets_count // 8 + 1
+    return segment_rebuild(index, segment, count)
+
+
+cdef status_t segment_fill(
+    Cuckoo* index, Segment* target, const Segment* source, int half, uint32_t buckets_count
+) noexcept nogil:
+    """Give `target` new buckets with the fids of `source`: of all (half -1) or of one half."""
+    cdef uint32_t i, cell
+    cdef uint64_t hashed
+    cdef const Bucket* bucket
+    cdef bint placed = False
+    target.buckets = NULL
+    while not placed:
+        free(target.buckets)
+        target.buckets = <Bucket*>mkv_lines_allocate(buckets_count * sizeof(Bucket))
+        if target.buckets == NULL:
+            return STATUS_OUT_OF_MEMORY
+        memset(target.buckets, 0, buckets_count * sizeof(Bucket))
+        target.buckets_count = buckets_count
+        target.multiplier = cuckoo_random(index) | 1
+        target.used = 0
+        placed = True
+        for i in range(source.buckets_count):
+            bucket = &source.buckets[i]
+            for cell in range(BUCKET_CELLS):
+                if bucket_tag(bucket, cell) == 0 or not placed:
+                    continue
+                hashed = hash_fid(bucket.fids[cell])
+                if half >= 0 and <int>(((hashed << SHARD_BITS) << source.depth) >> 63) != half:
+                    continue
+                placed = segment_place(target, bucket.fids[cell], hashed, bucket.rows[cell])
+        # A multiplier that leaves a fid without a place is bad luck: another, and a little room.
+        buckets_count += buckets_count // 8 + 1
+    return STATUS_OK
+
+
+cdef status_t segment_rebuild(
+    Cuckoo* index, Segment* segment, uint32_t buckets_count
+) noexcept nogil:
+    cdef Segment rebuilt
+    if segment_fill(index, &rebuilt, segment, -1, buckets_count) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    index.size_bytes += rebuilt.buckets_count * sizeof(Bucket)
+    index.size_bytes -= segment.buckets_count * sizeof(Bucket)
+    free(segment.buckets)
+    segment.buckets = rebuilt.buckets
+    segment.buckets_count = rebuilt.buckets_count
+    segment.multiplier = rebuilt.multiplier
+    return STATUS_OK
+
+
+cdef status_t segment_split(Cuckoo* index, Segment* segment, uint64_t hashed) noexcept nogil:
+    """Replace a segment by two that each own half of its hashes."""
+    if segment.depth == index.depth and directory_double(index) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    cdef Segment* upper = <Segment*>malloc(sizeof(Segment))
+    cdef Segment lower
+    cdef uint32_t count = buckets_for(segment.used // 2 + 1)
+    if upper == NULL:
+        return STATUS_OUT_OF_MEMORY
+    upper.buckets = NULL
+    lower.buckets = NULL
+    if (segment_fill(index, &lower, segment, 0, count) != STATUS_OK
+            or segment_fill(index, upper, segment, 1, count) != STATUS_OK):
+        free(lower.buckets)
+        free(upper.buckets)
+        free(upper)
+        return STATUS_OUT_OF_MEMORY
+    index.size_bytes += sizeof(Segment) + sizeof(Bucket) * (
+        lower.buckets_count + upper.buckets_count - segment.buckets_count)
+    free(segment.buckets)
+    lower.depth = upper.depth = segment.depth + 1
+    segment[0] = lower
+    # The upper half of the entries that were this segment's now lead to the new one.
+    cdef uint32_t entries = <uint32_t>1 << (index.depth - lower.depth)
+    cdef uint32_t first = (cuckoo_place(index, hashed) & ~(2 * entries - 1)) + entries
+    cdef uint32_t i
+    for i in range(entries):
+        index.directory[first + i] = upper
+    return STATUS_OK
+
+
+cdef status_t directory_double(Cuckoo* index) noexcept nogil:
+    cdef size_t entries = <size_t>1 << index.depth
+    cdef Segment** directory = <Segment**>realloc(
+        index.directory, 2 * entries * sizeof(Segment*))
+    cdef size_t i
+    if directory == NULL:
+        return STATUS_OUT_OF_MEMORY
+    for i in range(entries):
+        directory[2 * (entries - 1 - i) + 1] = directory[entries - 1 - i]
+        directory[2 * (entries - 1 - i)] = directory[entries - 1 - i]
+    index.directory = directory
+    index.depth += 1
+    index.size_bytes += entries * sizeof(Segment*)
+    return STATUS_OK
+
+
+cdef void cuckoo_shrink(Cuckoo* index, uint64_t position) noexcept nogil:
+    """Rebuild the segment at a hash smaller, if it is mostly empty; where memory lacks, do not."""
+    cdef Segment* segment = cuckoo_segment(index, position)
+    cdef uint32_t count = buckets_for(segment.used)
+    if count * 4 <= segment.buckets_count * 3:
+        segment_rebuild(index, segment, count)
+
+
+cdef uint64_t segment_end(const Segment* segment, uint64_t position) noexcept nogil:
+    """The first hash behind the range of a segment that owns `position`; 0 at the very end."""
+    cdef uint32_t width = 64 - SHARD_BITS - segment.depth
+    return ((position >> width) + 1) << width
+
+
+# --- life ------------------------------------------------------------------------------------
+
+cdef status_t cuckoo_create(Cuckoo* index, uint64_t seed) noexcept nogil:
+    cdef Segment nothing
+    cdef Segment* segment = <Segment*>malloc(sizeof(Segment))
+    memset(index, 0, sizeof(Cuckoo))
+    memset(&nothing, 0, sizeof(Segment))
+    index.random = seed
+    index.directory = <Segment**>malloc(sizeof(Segment*))
+    if segment != NULL:
+        segment.buckets = NULL
+    if (segment == NULL or index.directory == NULL or segment_fill(
+            index, segment, &nothing, -1, SEGMENT_BUCKETS_MIN) != STATUS_OK):
+        free(segment)
+        free(index.directory)
+        index.directory = NULL
+        return STATUS_OUT_OF_MEMORY
+    segment.depth = 0
+    index.directory[0] = segment
+    index.size_bytes = (
+        sizeof(Segment*) + sizeof(Segment) + segment.buckets_count * sizeof(Bucket))
+    return STATUS_OK
+
+
+cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil:
+    cdef Segment* segment
+    cdef size_t i = 0
+    cdef size_t entries = <size_t>1 << index.depth
+    if index.directory != NULL:
+        while i < entries:
+            segment = index.directory[i]
+            i += <size_t>1 << (index.depth - segment.depth)
+            free(segment.buckets)
+            free(segment)
+    free(index.directory)
+    memset(index, 0, sizeof(Cuckoo))

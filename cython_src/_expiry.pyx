@@ -1,0 +1,152 @@
+"""Which rows are past their TTL; sparse memory given back. See _expiry.pxd."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from monolith_kv._arena cimport (
+    arena_allocate,
+    arena_close_sparse,
+    arena_embedding,
+    arena_free,
+    arena_header,
+    arena_open_all,
+    arena_slab,
+    arena_state,
+)
+from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
+from monolith_kv._cuckoo cimport (
+    BUCKET_CELLS,
+    Bucket,
+    Segment,
+    bucket_tag,
+    cuckoo_find_one,
+    cuckoo_segment,
+    cuckoo_shrink,
+    segment_end,
+)
+from monolith_kv._row cimport row_is_cold, row_time
+from monolith_kv._shard cimport (
+    Policy,
+    Shard,
+    locked_remove,
+    locked_reserve,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t, unix_s_t
+
+
+cdef status_t shard_expired(
+    Shard* shard, uint64_t position, unix_s_t now, Buffer* fids, Buffer* cold,
+    uint64_t* next_position
+) noexcept nogil:
+    cdef uint32_t i, cell
+    cdef Segment* segment
+    cdef Bucket* bucket
+    cdef row_t row
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    segment = cuckoo_segment(&shard.index, position)
+    next_position[0] = segment_end(segment, position)
+    status = buffer_reserve(fids, segment.used * sizeof(fid_t))
+    status |= buffer_reserve(cold, segment.used * sizeof(fid_t))
+    for i in range(segment.buckets_count if status == STATUS_OK else 0):
+        bucket = &segment.buckets[i]
+        for cell in range(BUCKET_CELLS):
+            if bucket_tag(bucket, cell) == 0:
+                continue
+            row = bucket.rows[cell]
+            if row_is_cold(row):
+                if policy_ttl_s(shard.policy, bucket.fids[cell]) > 0:
+                    buffer_append_u64(cold, bucket.fids[cell])
+            elif is_expired(
+                    shard.policy, bucket.fids[cell],
+                    row_time(arena_header(&shard.arena, row)[0]), now):
+                buffer_append_u64(fids, bucket.fids[cell])
+    pthread_mutex_unlock(&shard.lock)
+    return STATUS_OK if status == STATUS_OK else STATUS_OUT_OF_MEMORY
+
+
+cdef status_t shard_expire(
+    Shard* shard, const Batch* batch, size_t number, unix_s_t now, Buffer* removed
+) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t* cell
+    cdef fid_t fid
+    cdef size_t count = batch.starts[number + 1] - batch.starts[number]
+    cdef status_t status
+    if buffer_reserve(removed, count * sizeof(fid_t)) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    pthread_mutex_lock(&shard.lock)
+    status = locked_reserve(shard, count)
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        fid = batch.fids[position]
+        cell = cuckoo_find_one(&shard.index, fid, batch.hashes[position])
+        if status != STATUS_OK or cell == NULL or row_is_cold(cell[0]):
+            continue
+        # Again: the row may have been renewed since it was found expired.
+        if is_expired(
+                shard.policy, fid, row_time(arena_header(&shard.arena, cell[0])[0]), now):
+            locked_remove(shard, fid, batch.hashes[position], cell[0])
+            buffer_append_u64(removed, fid)
+            shard.counters.expired += 1
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+# --- giving memory back ----------------------------------------------------------------------
+
+cdef uint64_t shard_shrink_begin(Shard* shard) noexcept nogil:
+    cdef uint64_t closed
+    pthread_mutex_lock(&shard.lock)
+    closed = arena_close_sparse(&shard.arena)
+    pthread_mutex_unlock(&shard.lock)
+    return closed
+
+
+cdef void shard_shrink_end(Shard* shard) noexcept nogil:
+    pthread_mutex_lock(&shard.lock)
+    arena_open_all(&shard.arena)
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef status_t shard_shrink(
+    Shard* shard, uint64_t position, uint64_t* next_position
+) noexcept nogil:
+    cdef uint32_t i, cell
+    cdef Segment* segment
+    cdef Bucket* bucket
+    cdef status_t status = STATUS_OK
+    pthread_mutex_lock(&shard.lock)
+    segment = cuckoo_segment(&shard.index, position)
+    next_position[0] = segment_end(segment, position)
+    for i in range(segment.buckets_count):
+        bucket = &segment.buckets[i]
+        for cell in range(BUCKET_CELLS):
+            if (bucket_tag(bucket, cell) and not row_is_cold(bucket.rows[cell])
+                    and arena_slab(&shard.arena, bucket.rows[cell]).closed):
+                status |= locked_move(shard, &bucket.rows[cell])
+    cuckoo_shrink(&shard.index, position)
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef status_t locked_move(Shard* shard, row_t* cell) noexcept nogil:
+    """Move a row to a slab that stays."""
+    cdef row_t source = cell[0]
+    cdef row_t target
+    if arena_allocate(&shard.arena, &target) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    arena_header(&shard.arena, target)[0] = arena_header(&shard.arena, source)[0]
+    memcpy(
+        arena_embedding(&shard.arena, target), arena_embedding(&shard.arena, source),
+        shard.policy.dim * sizeof(float))
+    memcpy(
+        arena_state(&shard.arena, target), arena_state(&shard.arena, source),
+        shard.policy.state_floats * sizeof(float))
+    cell[0] = target
+    arena_free(&shard.arena, source)
+    return STATUS_OK

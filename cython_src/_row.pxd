@@ -1,0 +1,61 @@
+"""What a row is: one header word, then the embedding of all slices, then their optimizer state.
+
+The header word of a row that is in memory, from the low end:
+
+    bits  0..2   flags that follow the record into overflow (ROW_FLAGS)
+    bits  3..4   heat: how warm the row is for eviction
+    bits  5..23  spare
+    bits 24..63  last push, upsert or insertion, whole seconds since the epoch
+
+Header, embedding and state of a row lie in three arrays of a slab (see _arena.pxd), so that a
+lookup touches the lines of the embedding and no other.
+"""
+
+from libc.stdint cimport uint64_t
+
+from monolith_kv._types cimport row_t, unix_s_t
+
+cdef enum:
+    ROW_TOUCHED_EVEN = 1   # touched since the last seal; two bits take turns, so that what a seal
+    ROW_TOUCHED_ODD = 2    # is still reading can be told from what was touched after it began
+    ROW_SNAPSHOT = 4       # equal to the shard's polarity: not, or no longer, in a snapshot's way
+    ROW_FLAGS = 7
+
+    ROW_HEAT_SHIFT = 3
+    ROW_HEAT_MAX = 3
+
+    ROW_TIME_SHIFT = 24
+
+cdef extern from *:
+    """
+    /* The index keeps the flags of a row that lies in overflow in numbers that no row has. */
+    #define ROW_COLD_FIRST 0xFFFFFFF8u
+    """
+    const row_t ROW_COLD_FIRST
+
+cdef enum:
+    ROW_TIME_BITS = 40     # up to the year 36812
+
+
+cdef inline unix_s_t row_time(uint64_t header) noexcept nogil:
+    return <unix_s_t>(header >> ROW_TIME_SHIFT)
+
+
+cdef inline unix_s_t row_clamp_time(unix_s_t now) noexcept nogil:
+    cdef unix_s_t latest = (<unix_s_t>1 << ROW_TIME_BITS) - 1
+    return 0 if now < 0 else (latest if now > latest else now)
+
+
+cdef inline uint64_t row_renew(uint64_t header, unix_s_t now) noexcept nogil:
+    """Set the time to `now`, never to an earlier one: a clock that jumps back makes no row older."""
+    if now <= row_time(header):
+        return header
+    return (header & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1)) | (<uint64_t>now << ROW_TIME_SHIFT)
+
+
+cdef inline row_t row_cold(uint64_t flags) noexcept nogil:
+    return ROW_COLD_FIRST | <row_t>(flags & ROW_FLAGS)
+
+
+cdef inline bint row_is_cold(row_t row) noexcept nogil:
+    return row >= ROW_COLD_FIRST

@@ -1,0 +1,136 @@
+"""One shard of a table: index, arena, sketch and what changed, under one lock.
+
+A row is in the index exactly once. Its number there is either its place in the arena or, for a row
+that lies in overflow ("cold"), stands for its flags. Three views of the rows are kept apart by flag
+bits in their headers: what was touched since the last seal, what a seal that is under way still has
+to read, and what a snapshot that is under way still has to read. A row that changes while one of
+the latter two still wants it is packed first (copy on write), so a view is of one instant.
+
+Functions shard_* of the modules above this one lock the shard; functions whose name begins with
+`locked_` are called with the lock held. Cold rows are never changed: whoever changes
+ids promotes their rows before.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from monolith_kv._arena cimport Arena
+from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport Buffer, buffer_append_u64
+from monolith_kv._cuckoo cimport Cuckoo, FIND_GROUP
+from monolith_kv._digest cimport RowDigest
+from monolith_kv._initializers cimport Initializer
+from monolith_kv._optimizers cimport OptimizerParameters, SliceSpan, optimizer_kernel_t
+from monolith_kv._row cimport ROW_HEAT_MAX, ROW_HEAT_SHIFT
+from monolith_kv._sketch cimport Sketch
+from monolith_kv._types cimport fid_t, row_t, status_t, unix_s_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+
+cdef enum:
+    SLOTS = 65536      # a slot is the top 16 bits of a fid
+
+cdef struct SlicePolicy:
+    SliceSpan span
+    OptimizerParameters optimizer
+    optimizer_kernel_t kernel
+    Initializer initializer
+
+cdef struct Policy:
+    # One for all shards of a table; changed only while all their locks are held.
+    size_t dim
+    size_t state_floats
+    size_t record_bytes
+    size_t slices_count
+    SlicePolicy* slices
+    int64_t ttl_s                  # 0: rows never expire
+    int64_t* ttl_s_by_slot         # NULL: ttl_s for all
+    bint is_gated
+    uint32_t threshold
+    uint32_t* threshold_by_slot    # NULL: threshold for all
+    bint counts_heat               # False until rows may have to leave memory
+
+cdef struct Counters:
+    uint64_t inserted
+    uint64_t expired
+    uint64_t removed
+    uint64_t evicted
+    uint64_t promoted
+    uint64_t lookups               # ids asked for by lookup or pull
+    uint64_t hits                  # of them with a row
+    uint64_t admitted              # ids that passed the gate
+    uint64_t rejected              # sightings that did not
+
+cdef struct Shard:
+    pthread_mutex_t lock
+    const Policy* policy
+    Cuckoo index
+    Arena arena
+    Sketch sketch
+    Buffer sightings               # counted since the last take: see _admission.pyx
+    size_t sightings_run           # where in it the run of this call begins
+    RowDigest digest
+    uint64_t cold_rows
+    Counters counters
+    Buffer touched                 # fids; some may be there twice
+    uint64_t touched_flag          # which of the two touched bits is today's
+    bint is_sealing
+    Buffer seal_fids               # touched or removed before the flip
+    Buffer seal_saved              # records of rows that changed before the seal read them
+    uint64_t snapshot_flag         # a header with this ROW_SNAPSHOT bit is out of a snapshot's way
+    uint64_t snapshot_left         # rows that a snapshot still has to read
+    Buffer snapshot_saved
+    uint64_t hand                  # where the search for cold rows goes on, a hash
+
+cdef struct Group:
+    # At most FIND_GROUP ids of a batch whose cache misses are in flight together.
+    size_t count
+    const uint32_t* positions
+    fid_t fids[FIND_GROUP]
+    uint64_t hashes[FIND_GROUP]
+    row_t* cells[FIND_GROUP]
+
+cdef status_t shard_create(Shard* shard, const Policy* policy, uint64_t seed) noexcept nogil
+cdef void shard_destroy(Shard* shard) noexcept nogil
+
+# --- for the modules that look at a shard in other ways
+cdef void group_fill(
+    const Shard* shard, const Batch* batch, size_t start, size_t end, Group* group
+) noexcept nogil
+cdef void group_prefetch(
+    const Shard* shard, const Group* group, bint embedding, bint state, bint header
+) noexcept nogil
+cdef status_t locked_reserve(Shard* shard, size_t rows) noexcept nogil
+cdef void locked_before_change(Shard* shard, fid_t fid, row_t row) noexcept nogil
+cdef void locked_after_change(Shard* shard, fid_t fid, row_t row) noexcept nogil
+cdef void locked_save(Shard* shard, fid_t fid, row_t row) noexcept nogil
+cdef void locked_pack(const Shard* shard, fid_t fid, row_t row, uint8_t* out) noexcept nogil
+cdef status_t locked_new_row(
+    Shard* shard, fid_t fid, uint64_t hashed, const float* embedding, unix_s_t now) noexcept nogil
+cdef void locked_remove(Shard* shard, fid_t fid, uint64_t hashed, row_t row) noexcept nogil
+
+
+cdef inline uint32_t fid_slot(fid_t fid) noexcept nogil:
+    return <uint32_t>(fid >> 48)
+
+
+cdef inline uint64_t seal_flag(const Shard* shard) noexcept nogil:
+    """The touched bit that marks what a seal under way still has to read."""
+    return shard.touched_flag ^ 3
+
+
+cdef inline void locked_touch(Shard* shard, fid_t fid, uint64_t* header) noexcept nogil:
+    """Mark a row for the next seal; locked_reserve made room."""
+    if not header[0] & shard.touched_flag:
+        header[0] |= shard.touched_flag
+        buffer_append_u64(&shard.touched, fid)
+
+
+cdef inline void header_warm(uint64_t* header) noexcept nogil:
+    """One step warmer, up to ROW_HEAT_MAX."""
+    cdef uint64_t heat = <uint64_t>ROW_HEAT_MAX << ROW_HEAT_SHIFT
+    if (header[0] & heat) != heat:
+        header[0] += <uint64_t>1 << ROW_HEAT_SHIFT

@@ -1,0 +1,217 @@
+"""One shard of a table. See _shard.pxd."""
+
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from monolith_kv._arena cimport (
+    arena_allocate,
+    arena_create,
+    arena_destroy,
+    arena_embedding,
+    arena_free,
+    arena_header,
+    arena_state,
+)
+from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport (
+    Buffer,
+    buffer_append_u64,
+    buffer_extend,
+    buffer_free,
+    buffer_reserve,
+)
+from monolith_kv._codec cimport record_pack
+from monolith_kv._cuckoo cimport (
+    FIND_GROUP,
+    cuckoo_create,
+    cuckoo_destroy,
+    cuckoo_erase,
+    cuckoo_find,
+    cuckoo_insert,
+)
+from monolith_kv._digest cimport digest_add, digest_row, digest_subtract
+from monolith_kv._initializers cimport initializer_fill
+from monolith_kv._optimizers cimport optimizer_initial_state
+from monolith_kv._row cimport (
+    ROW_HEAT_SHIFT,
+    ROW_SNAPSHOT,
+    ROW_TIME_SHIFT,
+    ROW_TOUCHED_EVEN,
+    row_is_cold,
+    row_time,
+)
+from monolith_kv._sketch cimport sketch_destroy
+from monolith_kv._types cimport (
+    STATUS_OK,
+    STATUS_OUT_OF_MEMORY,
+    fid_t,
+    row_t,
+    status_t,
+    unix_s_t,
+)
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+
+cdef extern from *:
+    void __builtin_prefetch(const void* address) noexcept nogil
+
+cdef enum:
+    LINE_FLOATS = 16
+    PREFETCH_FLOATS_MAX = 512   # of a longer row the hardware prefetcher fetches the rest
+
+
+cdef status_t shard_create(Shard* shard, const Policy* policy, uint64_t seed) noexcept nogil:
+    memset(shard, 0, sizeof(Shard))
+    shard.policy = policy
+    shard.touched_flag = ROW_TOUCHED_EVEN
+    if pthread_mutex_init(&shard.lock, NULL) != 0:
+        return STATUS_OUT_OF_MEMORY
+    if cuckoo_create(&shard.index, seed) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    return arena_create(&shard.arena, policy.dim, policy.state_floats)
+
+
+cdef void shard_destroy(Shard* shard) noexcept nogil:
+    cuckoo_destroy(&shard.index)
+    arena_destroy(&shard.arena)
+    sketch_destroy(&shard.sketch)
+    buffer_free(&shard.sightings)
+    buffer_free(&shard.touched)
+    buffer_free(&shard.seal_fids)
+    buffer_free(&shard.seal_saved)
+    buffer_free(&shard.snapshot_saved)
+    pthread_mutex_destroy(&shard.lock)
+
+
+# --- one row, with the lock held -------------------------------------------------------------
+
+cdef status_t locked_reserve(Shard* shard, size_t rows) noexcept nogil:
+    """Make room for what changing `rows` rows appends, so that no change stops half-way."""
+    if buffer_reserve(&shard.touched, rows * sizeof(fid_t)) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    if shard.is_sealing and buffer_reserve(
+            &shard.seal_saved, rows * shard.policy.record_bytes) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    if shard.snapshot_left and buffer_reserve(
+            &shard.snapshot_saved, rows * shard.policy.record_bytes) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    return STATUS_OK
+
+
+cdef void locked_pack(const Shard* shard, fid_t fid, row_t row, uint8_t* out) noexcept nogil:
+    record_pack(
+        out, fid, row_time(arena_header(&shard.arena, row)[0]),
+        arena_embedding(&shard.arena, row), shard.policy.dim,
+        arena_state(&shard.arena, row), shard.policy.state_floats)
+
+
+cdef void locked_save(Shard* shard, fid_t fid, row_t row) noexcept nogil:
+    """Pack a row for the views that still want it as it is; locked_reserve made room."""
+    cdef uint64_t* header = arena_header(&shard.arena, row)
+    if shard.is_sealing and header[0] & seal_flag(shard):
+        header[0] &= ~seal_flag(shard)
+        locked_pack(
+            shard, fid, row, buffer_extend(&shard.seal_saved, shard.policy.record_bytes))
+    if (header[0] & ROW_SNAPSHOT) != shard.snapshot_flag:
+        header[0] ^= ROW_SNAPSHOT
+        shard.snapshot_left -= 1
+        locked_pack(
+            shard, fid, row, buffer_extend(&shard.snapshot_saved, shard.policy.record_bytes))
+
+
+cdef void locked_before_change(Shard* shard, fid_t fid, row_t row) noexcept nogil:
+    locked_save(shard, fid, row)
+    digest_subtract(
+        &shard.digest, digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
+
+
+cdef void locked_after_change(Shard* shard, fid_t fid, row_t row) noexcept nogil:
+    digest_add(
+        &shard.digest, digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
+
+
+cdef void locked_remove(Shard* shard, fid_t fid, uint64_t hashed, row_t row) noexcept nogil:
+    """Remove a row that is in memory; locked_reserve made room."""
+    locked_before_change(shard, fid, row)
+    if not arena_header(&shard.arena, row)[0] & shard.touched_flag:
+        buffer_append_u64(&shard.touched, fid)
+    arena_free(&shard.arena, row)
+    cuckoo_erase(&shard.index, fid, hashed)
+
+
+cdef status_t locked_new_row(
+    Shard* shard, fid_t fid, uint64_t hashed, const float* embedding, unix_s_t now
+) noexcept nogil:
+    """Make a row with the embedding given, or else with its initial value, and fresh state."""
+    cdef const Policy* policy = shard.policy
+    cdef const SlicePolicy* slice
+    cdef row_t row
+    cdef size_t i
+    if arena_allocate(&shard.arena, &row) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    cdef uint64_t* header = arena_header(&shard.arena, row)
+    cdef float* values = arena_embedding(&shard.arena, row)
+    cdef float* state = arena_state(&shard.arena, row)
+    if embedding != NULL:
+        memcpy(values, embedding, policy.dim * sizeof(float))
+    for i in range(policy.slices_count):
+        slice = &policy.slices[i]
+        if embedding == NULL:
+            initializer_fill(
+                &slice.initializer, fid, values + slice.span.embedding_offset, slice.span.dim)
+        optimizer_initial_state(&slice.optimizer, state + slice.span.state_offset, slice.span.dim)
+    header[0] = (
+        (<uint64_t>now << ROW_TIME_SHIFT) | (<uint64_t>1 << ROW_HEAT_SHIFT) | shard.snapshot_flag)
+    if cuckoo_insert(&shard.index, fid, hashed, row) != STATUS_OK:
+        arena_free(&shard.arena, row)
+        return STATUS_OUT_OF_MEMORY
+    locked_touch(shard, fid, header)
+    locked_after_change(shard, fid, row)
+    shard.counters.inserted += 1
+    return STATUS_OK
+
+
+# --- groups ----------------------------------------------------------------------------------
+
+cdef void group_fill(
+    const Shard* shard, const Batch* batch, size_t start, size_t end, Group* group
+) noexcept nogil:
+    """Find the next ids of a batch, FIND_GROUP at most, from order[start] on."""
+    cdef size_t i
+    group.count = end - start if end - start < FIND_GROUP else FIND_GROUP
+    group.positions = batch.order + start
+    for i in range(group.count):
+        group.fids[i] = batch.fids[group.positions[i]]
+        group.hashes[i] = batch.hashes[group.positions[i]]
+    cuckoo_find(&shard.index, group.fids, group.hashes, group.count, group.cells)
+
+
+cdef inline void floats_prefetch(const float* first, size_t count) noexcept nogil:
+    cdef size_t i = 0
+    if count > PREFETCH_FLOATS_MAX:
+        count = PREFETCH_FLOATS_MAX
+    while i < count:
+        __builtin_prefetch(first + i)
+        i += LINE_FLOATS
+    if count:
+        __builtin_prefetch(first + count - 1)
+
+
+cdef void group_prefetch(
+    const Shard* shard, const Group* group, bint embedding, bint state, bint header
+) noexcept nogil:
+    cdef const Policy* policy = shard.policy
+    cdef size_t i
+    cdef row_t row
+    for i in range(group.count):
+        if group.cells[i] == NULL or row_is_cold(group.cells[i][0]):
+            continue
+        row = group.cells[i][0]
+        if header:
+            __builtin_prefetch(arena_header(&shard.arena, row))
+        if embedding:
+            floats_prefetch(arena_embedding(&shard.arena, row), policy.dim)
+        if state:
+            floats_prefetch(arena_state(&shard.arena, row), policy.state_floats)

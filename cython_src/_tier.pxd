@@ -1,0 +1,34 @@
+"""Rows in and out of a shard as records: load, pack, move to overflow and back, walk.
+
+`number` is the shard's in the batch, records are by position in the batch.
+"""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport Buffer
+from monolith_kv._shard cimport Shard
+from monolith_kv._types cimport status_t
+
+# Set whole rows as they are in the records; marks nothing as touched.
+cdef status_t shard_apply(
+    Shard* shard, const Batch* batch, size_t number, const uint8_t* records) noexcept nogil
+# Remove without marking anything as touched.
+cdef status_t shard_apply_removals(
+    Shard* shard, const Batch* batch, size_t number) noexcept nogil
+# Append the records of rows in memory and the fids of cold ones.
+cdef status_t shard_pack(
+    Shard* shard, const Batch* batch, size_t number, Buffer* records, Buffer* cold) noexcept nogil
+# Cold rows come back to memory; ids that are not cold are left alone.
+cdef status_t shard_promote(
+    Shard* shard, const Batch* batch, size_t number, const uint8_t* records) noexcept nogil
+# Rows become cold: the caller has put their records in overflow. How many.
+cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexcept nogil
+# Append the fids of at most `count` rows that were not used lately, cooling those that were.
+cdef status_t shard_coldest(
+    Shard* shard, size_t count, bint is_dirty_too, Buffer* fids) noexcept nogil
+cdef status_t shard_cold(
+    Shard* shard, const Batch* batch, size_t number, Buffer* cold) noexcept nogil
+# Append the fids of the segment at hash `position`; the hash where the next begins, 0 at the end.
+cdef status_t shard_walk(
+    Shard* shard, uint64_t position, Buffer* fids, uint64_t* next_position) noexcept nogil

@@ -1,0 +1,297 @@
+"""Rows in and out of a shard as records. See _tier.pxd."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from monolith_kv._arena cimport (
+    arena_allocate,
+    arena_embedding,
+    arena_free,
+    arena_header,
+    arena_state,
+)
+from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_extend, buffer_reserve
+from monolith_kv._codec cimport record_embedding, record_state, record_time
+from monolith_kv._cuckoo cimport (
+    BUCKET_CELLS,
+    Bucket,
+    Segment,
+    bucket_tag,
+    cuckoo_erase,
+    cuckoo_find_one,
+    cuckoo_insert,
+    cuckoo_segment,
+    segment_end,
+)
+from monolith_kv._hashing cimport hash_shard
+from monolith_kv._row cimport (
+    ROW_FLAGS,
+    ROW_HEAT_MAX,
+    ROW_HEAT_SHIFT,
+    ROW_TIME_SHIFT,
+    ROW_TOUCHED_EVEN,
+    ROW_TOUCHED_ODD,
+    row_clamp_time,
+    row_cold,
+    row_is_cold,
+)
+from monolith_kv._shard cimport (
+    Group,
+    Policy,
+    Shard,
+    group_fill,
+    group_prefetch,
+    locked_after_change,
+    locked_before_change,
+    locked_pack,
+    locked_reserve,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from monolith_kv._types cimport (
+    STATUS_OK,
+    STATUS_OUT_OF_MEMORY,
+    fid_t,
+    row_t,
+    status_t,
+    unix_s_t,
+)
+
+
+cdef void row_load(Shard* shard, row_t row, const uint8_t* record, uint64_t bits) noexcept nogil:
+    """Fill a row from its record; `bits` are the flags and the heat of its header."""
+    cdef const Policy* policy = shard.policy
+    cdef unix_s_t time = row_clamp_time(record_time(record))
+    arena_header(&shard.arena, row)[0] = (<uint64_t>time << ROW_TIME_SHIFT) | bits
+    memcpy(
+        arena_embedding(&shard.arena, row), record_embedding(record),
+        policy.dim * sizeof(float))
+    memcpy(
+        arena_state(&shard.arena, row), record_state(record, policy.dim),
+        policy.state_floats * sizeof(float))
+
+
+cdef status_t locked_apply(
+    Shard* shard, fid_t fid, uint64_t hashed, const uint8_t* record
+) noexcept nogil:
+    cdef row_t* cell = cuckoo_find_one(&shard.index, fid, hashed)
+    cdef row_t row
+    cdef uint64_t bits
+    if cell != NULL and not row_is_cold(cell[0]):
+        locked_before_change(shard, fid, cell[0])
+        bits = arena_header(&shard.arena, cell[0])[0] & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1)
+        row_load(shard, cell[0], record, bits)
+        locked_after_change(shard, fid, cell[0])
+        return STATUS_OK
+    if arena_allocate(&shard.arena, &row) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    row_load(shard, row, record, (<uint64_t>1 << ROW_HEAT_SHIFT) | shard.snapshot_flag)
+    if cuckoo_insert(&shard.index, fid, hashed, row) != STATUS_OK:
+        arena_free(&shard.arena, row)
+        return STATUS_OUT_OF_MEMORY
+    locked_after_change(shard, fid, row)
+    return STATUS_OK
+
+
+cdef status_t shard_apply(
+    Shard* shard, const Batch* batch, size_t number, const uint8_t* records
+) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        if status == STATUS_OK:
+            status = locked_apply(
+                shard, batch.fids[position], batch.hashes[position],
+                records + <size_t>position * shard.policy.record_bytes)
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef status_t shard_apply_removals(
+    Shard* shard, const Batch* batch, size_t number
+) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t* cell
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
+        if status != STATUS_OK or cell == NULL or row_is_cold(cell[0]):
+            continue
+        locked_before_change(shard, batch.fids[position], cell[0])
+        arena_free(&shard.arena, cell[0])
+        cuckoo_erase(&shard.index, batch.fids[position], batch.hashes[position])
+        shard.counters.removed += 1
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+# --- overflow --------------------------------------------------------------------------------
+
+cdef status_t shard_pack(
+    Shard* shard, const Batch* batch, size_t number, Buffer* records, Buffer* cold
+) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef size_t record_bytes = shard.policy.record_bytes
+    cdef size_t i
+    cdef Group group
+    cdef status_t status
+    status = buffer_reserve(records, (end - start) * record_bytes)
+    status |= buffer_reserve(cold, (end - start) * sizeof(fid_t))
+    if status != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    pthread_mutex_lock(&shard.lock)
+    while start < end:
+        group_fill(shard, batch, start, end, &group)
+        group_prefetch(shard, &group, True, True, True)
+        for i in range(group.count):
+            if group.cells[i] == NULL:
+                continue
+            if row_is_cold(group.cells[i][0]):
+                buffer_append_u64(cold, group.fids[i])
+            else:
+                locked_pack(
+                    shard, group.fids[i], group.cells[i][0], buffer_extend(records, record_bytes))
+        start += group.count
+    pthread_mutex_unlock(&shard.lock)
+    return STATUS_OK
+
+
+cdef status_t shard_promote(
+    Shard* shard, const Batch* batch, size_t number, const uint8_t* records
+) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t* cell
+    cdef row_t row
+    cdef status_t status = STATUS_OK
+    pthread_mutex_lock(&shard.lock)
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
+        if cell == NULL or not row_is_cold(cell[0]):
+            continue
+        status = arena_allocate(&shard.arena, &row)
+        if status != STATUS_OK:
+            break
+        row_load(
+            shard, row, records + <size_t>position * shard.policy.record_bytes,
+            (cell[0] & ROW_FLAGS) | (<uint64_t>1 << ROW_HEAT_SHIFT))
+        cell[0] = row
+        shard.cold_rows -= 1
+        shard.counters.promoted += 1
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t* cell
+    cdef row_t row
+    cdef uint64_t evicted = 0
+    pthread_mutex_lock(&shard.lock)
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
+        if cell == NULL or row_is_cold(cell[0]):
+            continue
+        row = cell[0]
+        cell[0] = row_cold(arena_header(&shard.arena, row)[0])
+        arena_free(&shard.arena, row)
+        evicted += 1
+    shard.cold_rows += evicted
+    shard.counters.evicted += evicted
+    pthread_mutex_unlock(&shard.lock)
+    return evicted
+
+
+cdef status_t shard_cold(
+    Shard* shard, const Batch* batch, size_t number, Buffer* cold
+) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef size_t i
+    cdef Group group
+    if buffer_reserve(cold, (end - start) * sizeof(fid_t)) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    pthread_mutex_lock(&shard.lock)
+    while start < end and shard.cold_rows:
+        group_fill(shard, batch, start, end, &group)
+        for i in range(group.count):
+            if group.cells[i] != NULL and row_is_cold(group.cells[i][0]):
+                buffer_append_u64(cold, group.fids[i])
+        start += group.count
+    pthread_mutex_unlock(&shard.lock)
+    return STATUS_OK
+
+
+# --- walks -----------------------------------------------------------------------------------
+
+cdef status_t shard_coldest(
+    Shard* shard, size_t count, bint is_dirty_too, Buffer* fids
+) noexcept nogil:
+    """CLOCK (Corbato 1968) with a small counter: the hand goes round the index at most once for
+    each step of heat and once more."""
+    cdef uint64_t first = <uint64_t>hash_shard(shard.hand) << 61
+    cdef uint64_t dirty = 0 if is_dirty_too else ROW_TOUCHED_EVEN | ROW_TOUCHED_ODD
+    cdef uint32_t rounds = 0
+    cdef uint32_t i, cell
+    cdef size_t found = 0
+    cdef Segment* segment
+    cdef Bucket* bucket
+    cdef uint64_t* header
+    if buffer_reserve(fids, count * sizeof(fid_t)) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    pthread_mutex_lock(&shard.lock)
+    while found < count and rounds <= ROW_HEAT_MAX + 1:
+        segment = cuckoo_segment(&shard.index, shard.hand)
+        for i in range(segment.buckets_count):
+            bucket = &segment.buckets[i]
+            for cell in range(BUCKET_CELLS):
+                if bucket_tag(bucket, cell) == 0 or row_is_cold(bucket.rows[cell]):
+                    continue
+                header = arena_header(&shard.arena, bucket.rows[cell])
+                if header[0] & dirty:
+                    continue
+                if header[0] & (<uint64_t>ROW_HEAT_MAX << ROW_HEAT_SHIFT):
+                    header[0] -= <uint64_t>1 << ROW_HEAT_SHIFT
+                elif found < count:
+                    buffer_append_u64(fids, bucket.fids[cell])
+                    found += 1
+        shard.hand = segment_end(segment, shard.hand)
+        if hash_shard(shard.hand) != hash_shard(first) or shard.hand == 0:
+            shard.hand = first
+        rounds += shard.hand == first
+    pthread_mutex_unlock(&shard.lock)
+    return STATUS_OK
+
+
+cdef status_t shard_walk(
+    Shard* shard, uint64_t position, Buffer* fids, uint64_t* next_position
+) noexcept nogil:
+    cdef uint32_t i, cell
+    cdef Segment* segment
+    cdef Bucket* bucket
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    segment = cuckoo_segment(&shard.index, position)
+    status = buffer_reserve(fids, segment.used * sizeof(fid_t))
+    if status == STATUS_OK:
+        for i in range(segment.buckets_count):
+            bucket = &segment.buckets[i]
+            for cell in range(BUCKET_CELLS):
+                if bucket_tag(bucket, cell):
+                    buffer_append_u64(fids, bucket.fids[cell])
+        next_position[0] = segment_end(segment, position)
+    pthread_mutex_unlock(&shard.lock)
+    return status

@@ -1,0 +1,35 @@
+"""Read a shard as it was at one instant, while calls go on: for a seal and for a snapshot.
+
+A view begins with its flip, which falls between calls. What changes afterwards is packed first, by
+locked_save; what is read is marked as read. So each row of the view comes out once, as it was.
+"""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport Buffer
+from monolith_kv._shard cimport Shard
+from monolith_kv._types cimport status_t
+
+cdef void shard_seal_flip(Shard* shard) noexcept nogil
+# Of the fids of the view: append the records of rows that are still as they were, the fids of
+# those that were not there (or are saved), and the fids of cold ones.
+cdef status_t shard_seal_read(
+    Shard* shard, const Batch* batch, size_t number, Buffer* records, Buffer* absent, Buffer* cold
+) noexcept nogil
+# is_wanted, by position: is the record, read from overflow, still this view's to use?
+cdef void shard_seal_claim(
+    Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted) noexcept nogil
+# End the view; `saved` takes the records that were saved.
+cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil
+# End the view; everything in it counts as touched again.
+cdef status_t shard_seal_abort(Shard* shard) noexcept nogil
+
+cdef void shard_snapshot_flip(Shard* shard) noexcept nogil
+# Append the records and the cold fids of the segment at hash `position`.
+cdef status_t shard_snapshot_read(
+    Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position
+) noexcept nogil
+cdef void shard_snapshot_claim(
+    Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted) noexcept nogil
+cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil

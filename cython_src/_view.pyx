@@ -1,0 +1,237 @@
+"""Read a shard as it was at one instant. See _view.pxd."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from monolith_kv._arena cimport arena_header
+from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport (
+    Buffer,
+    buffer_append_u64,
+    buffer_extend,
+    buffer_free,
+    buffer_init,
+    buffer_reserve,
+)
+from monolith_kv._cuckoo cimport (
+    BUCKET_CELLS,
+    Bucket,
+    Segment,
+    bucket_tag,
+    cuckoo_find_one,
+    cuckoo_segment,
+    segment_end,
+)
+from monolith_kv._hashing cimport hash_fid
+from monolith_kv._row cimport ROW_SNAPSHOT, row_is_cold
+from monolith_kv._shard cimport (
+    Group,
+    Shard,
+    group_fill,
+    group_prefetch,
+    locked_pack,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    seal_flag,
+)
+from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t
+
+
+# --- a seal ----------------------------------------------------------------------------------
+
+cdef void shard_seal_flip(Shard* shard) noexcept nogil:
+    """From here on rows are touched with the other bit, into a new list."""
+    pthread_mutex_lock(&shard.lock)
+    shard.touched_flag ^= 3
+    buffer_free(&shard.seal_fids)
+    shard.seal_fids = shard.touched
+    buffer_init(&shard.touched)
+    shard.is_sealing = True
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef inline void cell_clear(Shard* shard, row_t* cell, uint64_t flag) noexcept nogil:
+    """Clear a flag where it is kept: in the header or, of a cold row, in the index."""
+    if row_is_cold(cell[0]):
+        cell[0] &= ~<row_t>flag
+    else:
+        arena_header(&shard.arena, cell[0])[0] &= ~flag
+
+
+cdef inline uint64_t cell_flags(const Shard* shard, row_t row) noexcept nogil:
+    return <uint64_t>row if row_is_cold(row) else arena_header(&shard.arena, row)[0]
+
+
+cdef status_t shard_seal_read(
+    Shard* shard, const Batch* batch, size_t number, Buffer* records, Buffer* absent, Buffer* cold
+) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef size_t record_bytes = shard.policy.record_bytes
+    cdef size_t i
+    cdef row_t* cell
+    cdef Group group
+    cdef status_t status
+    status = buffer_reserve(records, (end - start) * record_bytes)
+    status |= buffer_reserve(absent, (end - start) * sizeof(fid_t))
+    status |= buffer_reserve(cold, (end - start) * sizeof(fid_t))
+    if status != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    pthread_mutex_lock(&shard.lock)
+    while start < end:
+        group_fill(shard, batch, start, end, &group)
+        group_prefetch(shard, &group, True, True, True)
+        for i in range(group.count):
+            cell = group.cells[i]
+            if cell == NULL or not cell_flags(shard, cell[0]) & seal_flag(shard):
+                buffer_append_u64(absent, group.fids[i])
+            elif row_is_cold(cell[0]):
+                buffer_append_u64(cold, group.fids[i])
+            else:
+                cell_clear(shard, cell, seal_flag(shard))
+                locked_pack(
+                    shard, group.fids[i], cell[0], buffer_extend(records, record_bytes))
+        start += group.count
+    pthread_mutex_unlock(&shard.lock)
+    return STATUS_OK
+
+
+cdef void shard_seal_claim(
+    Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted
+) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t* cell
+    pthread_mutex_lock(&shard.lock)
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
+        # A row that came back and changed was saved then, and has lost the flag.
+        is_wanted[position] = (
+            cell != NULL and (cell_flags(shard, cell[0]) & seal_flag(shard)) != 0)
+        if is_wanted[position]:
+            cell_clear(shard, cell, seal_flag(shard))
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil:
+    pthread_mutex_lock(&shard.lock)
+    saved[0] = shard.seal_saved
+    buffer_init(&shard.seal_saved)
+    buffer_free(&shard.seal_fids)
+    shard.is_sealing = False
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef status_t shard_seal_abort(Shard* shard) noexcept nogil:
+    cdef const fid_t* fids = <const fid_t*>shard.seal_fids.data
+    cdef size_t count = shard.seal_fids.count // sizeof(fid_t)
+    cdef size_t i
+    cdef row_t* cell
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    # One more list entry an id is the most that this adds; ids twice in it do no harm.
+    status = buffer_reserve(&shard.touched, shard.seal_fids.count)
+    for i in range(count if status == STATUS_OK else 0):
+        cell = cuckoo_find_one(&shard.index, fids[i], hash_fid(fids[i]))
+        buffer_append_u64(&shard.touched, fids[i])
+        if cell == NULL:
+            continue
+        cell_clear(shard, cell, seal_flag(shard))
+        if row_is_cold(cell[0]):
+            cell[0] |= <row_t>shard.touched_flag
+        else:
+            arena_header(&shard.arena, cell[0])[0] |= shard.touched_flag
+    if status == STATUS_OK:
+        buffer_free(&shard.seal_saved)
+        buffer_free(&shard.seal_fids)
+        shard.is_sealing = False
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+# --- a snapshot ------------------------------------------------------------------------------
+
+cdef void shard_snapshot_flip(Shard* shard) noexcept nogil:
+    """From here on every row that there is bears the wrong flag: it is still to be read."""
+    pthread_mutex_lock(&shard.lock)
+    shard.snapshot_flag ^= ROW_SNAPSHOT
+    shard.snapshot_left = shard.index.rows
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef inline void cell_pass_snapshot(Shard* shard, row_t* cell) noexcept nogil:
+    shard.snapshot_left -= 1
+    if row_is_cold(cell[0]):
+        cell[0] ^= ROW_SNAPSHOT
+    else:
+        arena_header(&shard.arena, cell[0])[0] ^= ROW_SNAPSHOT
+
+
+cdef status_t shard_snapshot_read(
+    Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position
+) noexcept nogil:
+    cdef uint32_t i, cell
+    cdef row_t* row
+    cdef Segment* segment
+    cdef Bucket* bucket
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    segment = cuckoo_segment(&shard.index, position)
+    next_position[0] = segment_end(segment, position)
+    status = buffer_reserve(records, segment.used * shard.policy.record_bytes)
+    status |= buffer_reserve(cold, segment.used * sizeof(fid_t))
+    for i in range(segment.buckets_count if status == STATUS_OK else 0):
+        bucket = &segment.buckets[i]
+        for cell in range(BUCKET_CELLS):
+            row = &bucket.rows[cell]
+            if (bucket_tag(bucket, cell) == 0
+                    or (cell_flags(shard, row[0]) & ROW_SNAPSHOT) == shard.snapshot_flag):
+                continue
+            if row_is_cold(row[0]):
+                buffer_append_u64(cold, bucket.fids[cell])
+                continue
+            cell_pass_snapshot(shard, row)
+            locked_pack(
+                shard, bucket.fids[cell], row[0],
+                buffer_extend(records, shard.policy.record_bytes))
+    pthread_mutex_unlock(&shard.lock)
+    return STATUS_OK if status == STATUS_OK else STATUS_OUT_OF_MEMORY
+
+
+cdef void shard_snapshot_claim(
+    Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted
+) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t* cell
+    pthread_mutex_lock(&shard.lock)
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
+        is_wanted[position] = (
+            cell != NULL
+            and (cell_flags(shard, cell[0]) & ROW_SNAPSHOT) != shard.snapshot_flag)
+        if is_wanted[position]:
+            cell_pass_snapshot(shard, cell)
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
+    """End the view. Rows that were never read (the snapshot was given up) are passed over."""
+    cdef uint32_t i, cell
+    cdef size_t entry = 0
+    cdef Segment* segment
+    cdef Bucket* bucket
+    pthread_mutex_lock(&shard.lock)
+    while shard.snapshot_left and entry < (<size_t>1 << shard.index.depth):
+        segment = shard.index.directory[entry]
+        entry += <size_t>1 << (shard.index.depth - segment.depth)
+        for i in range(segment.buckets_count):
+            bucket = &segment.buckets[i]
+            for cell in range(BUCKET_CELLS):
+                if (bucket_tag(bucket, cell) and (cell_flags(shard, bucket.rows[cell])
+                        & ROW_SNAPSHOT) != shard.snapshot_flag):
+                    cell_pass_snapshot(shard, &bucket.rows[cell])
+    saved[0] = shard.snapshot_saved
+    buffer_init(&shard.snapshot_saved)
+    pthread_mutex_unlock(&shard.lock)

@@ -1,0 +1,178 @@
+"""Change a shard's rows. See _write.pxd."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
+from monolith_kv._batch cimport Batch
+from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find_one
+from monolith_kv._row cimport row_clamp_time, row_is_cold, row_renew
+from monolith_kv._shard cimport (
+    Group,
+    Policy,
+    Shard,
+    group_fill,
+    group_prefetch,
+    header_warm,
+    locked_after_change,
+    locked_before_change,
+    locked_new_row,
+    locked_remove,
+    locked_reserve,
+    locked_touch,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t, unix_s_t
+
+
+cdef void locked_push_group(
+    Shard* shard, const Group* group, const float** gradients, unix_s_t now
+) noexcept nogil:
+    """Step all rows of a group that are there: one kernel call a slice."""
+    cdef const Policy* policy = shard.policy
+    cdef float* embeddings[FIND_GROUP]
+    cdef float* states[FIND_GROUP]
+    cdef const float* steps[FIND_GROUP]
+    cdef size_t members[FIND_GROUP]
+    cdef size_t count = 0
+    cdef size_t i
+    cdef row_t row
+    cdef uint64_t* header
+    group_prefetch(shard, group, True, True, True)
+    for i in range(group.count):
+        if group.cells[i] == NULL or row_is_cold(group.cells[i][0]):
+            continue
+        row = group.cells[i][0]
+        embeddings[count] = arena_embedding(&shard.arena, row)
+        states[count] = arena_state(&shard.arena, row)
+        steps[count] = gradients[group.positions[i]]
+        members[count] = i
+        count += 1
+        locked_before_change(shard, group.fids[i], row)
+    for i in range(policy.slices_count):
+        policy.slices[i].kernel(
+            &policy.slices[i].optimizer, &policy.slices[i].span,
+            embeddings, states, steps, count)
+    for i in range(count):
+        row = group.cells[members[i]][0]
+        locked_after_change(shard, group.fids[members[i]], row)
+        header = arena_header(&shard.arena, row)
+        header[0] = row_renew(header[0], now)
+        locked_touch(shard, group.fids[members[i]], header)
+        if policy.counts_heat:
+            header_warm(header)
+
+
+cdef status_t shard_push(
+    Shard* shard, const Batch* batch, size_t number, const float** gradients, unix_s_t now
+) noexcept nogil:
+    """Step distinct ids; gradients[position] is each one's sum."""
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef Group group
+    cdef status_t status
+    now = row_clamp_time(now)
+    pthread_mutex_lock(&shard.lock)
+    status = locked_reserve(shard, end - start)
+    while start < end and status == STATUS_OK:
+        group_fill(shard, batch, start, end, &group)
+        locked_push_group(shard, &group, gradients, now)
+        start += group.count
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef void locked_set(
+    Shard* shard, fid_t fid, row_t row, const float* embedding, unix_s_t now
+) noexcept nogil:
+    cdef uint64_t* header = arena_header(&shard.arena, row)
+    locked_before_change(shard, fid, row)
+    memcpy(
+        arena_embedding(&shard.arena, row), embedding, shard.policy.dim * sizeof(float))
+    locked_after_change(shard, fid, row)
+    header[0] = row_renew(header[0], now)
+    locked_touch(shard, fid, header)
+
+
+cdef status_t shard_upsert(
+    Shard* shard, const Batch* batch, size_t number, const float* rows, unix_s_t now
+) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef size_t dim = shard.policy.dim
+    cdef size_t i
+    cdef row_t* cell
+    cdef const float* embedding
+    cdef Group group
+    cdef status_t status
+    now = row_clamp_time(now)
+    pthread_mutex_lock(&shard.lock)
+    status = locked_reserve(shard, end - start)
+    while start < end and status == STATUS_OK:
+        group_fill(shard, batch, start, end, &group)
+        group_prefetch(shard, &group, True, False, True)
+        for i in range(group.count):
+            embedding = rows + group.positions[i] * dim
+            if group.cells[i] != NULL:
+                locked_set(shard, group.fids[i], group.cells[i][0], embedding, now)
+        # An insertion moves cells about, so what was absent is looked up again, one by one: the
+        # same new id may be in the group twice.
+        for i in range(group.count):
+            if group.cells[i] != NULL or status != STATUS_OK:
+                continue
+            embedding = rows + group.positions[i] * dim
+            cell = cuckoo_find_one(&shard.index, group.fids[i], group.hashes[i])
+            if cell != NULL:
+                locked_set(shard, group.fids[i], cell[0], embedding, now)
+            else:
+                status = locked_new_row(
+                    shard, group.fids[i], group.hashes[i], embedding, now)
+        start += group.count
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef status_t shard_insert(
+    Shard* shard, const Batch* batch, size_t number, unix_s_t now
+) noexcept nogil:
+    """Give ids that are absent a row with their initial value, past the gate."""
+    cdef size_t i
+    cdef uint32_t position
+    cdef status_t status
+    now = row_clamp_time(now)
+    pthread_mutex_lock(&shard.lock)
+    status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        if status == STATUS_OK and cuckoo_find_one(
+                &shard.index, batch.fids[position], batch.hashes[position]) == NULL:
+            status = locked_new_row(
+                shard, batch.fids[position], batch.hashes[position], NULL, now)
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef status_t shard_remove(
+    Shard* shard, const Batch* batch, size_t number, uint64_t* removed
+) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef size_t i
+    cdef row_t* cell
+    cdef Group group
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    status = locked_reserve(shard, end - start)
+    while start < end and status == STATUS_OK:
+        group_fill(shard, batch, start, end, &group)
+        for i in range(group.count):
+            # Again, for the same id may be in the group twice.
+            cell = cuckoo_find_one(&shard.index, group.fids[i], group.hashes[i])
+            if cell != NULL and not row_is_cold(cell[0]):
+                locked_remove(shard, group.fids[i], group.hashes[i], cell[0])
+                removed[0] += 1
+                shard.counters.removed += 1
+        start += group.count
+    pthread_mutex_unlock(&shard.lock)
+    return status
