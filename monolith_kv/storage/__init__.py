@@ -1,0 +1,1 @@
+"""Files of a store: bytes in, checked bytes out; nothing here knows what a table is."""

@@ -1,0 +1,92 @@
+"""What deltas and snapshots have in common: META first, rows in blocks, a name that fits."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolith_kv.errors import CorruptionError, FormatVersionError
+from monolith_kv.lineage import Lineage
+from monolith_kv.storage.format import RECORD_BYTES_MAX, Header, RecordKind
+from monolith_kv.storage.framing import Record, corruption, decode_json
+from monolith_kv.storage.record_file import RecordReader, RecordWriter
+
+Keys = Mapping[str, type | tuple[type, ...]]
+
+
+def append_rows(writer: RecordWriter, table: int, records: NDArray[np.uint8], count: int) -> None:
+    """Append `count` equal row records as ROWS, whole rows in each file record."""
+    if not count:
+        return
+    flat = records.reshape(-1)
+    size, rest = divmod(flat.nbytes, count)
+    if rest or not size:
+        raise ValueError(f"{flat.nbytes} bytes are not {count} equal records")
+    step = max(1, RECORD_BYTES_MAX // size)
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        writer.append(RecordKind.ROWS, flat[start * size : stop * size], table, stop - start)
+
+
+def body(reader: RecordReader, kinds: frozenset[RecordKind]) -> Iterator[Record]:
+    """Yield the records behind META, refusing kinds that do not belong into such a file."""
+    records = iter(reader)
+    next(records)
+    for record in records:
+        if record.kind not in kinds:
+            raise corruption(reader.path, record.offset, f"unexpected record kind {record.kind}")
+        yield record
+
+
+def check_rows(path: str, record: Record) -> None:
+    """Refuse a ROWS record whose count does not divide its length."""
+    if not record.count or len(record.payload) % record.count or not len(record.payload):
+        raise corruption(path, record.offset, "count and length do not agree")
+
+
+def read_meta(reader: RecordReader, keys: Keys) -> tuple[dict[str, Any], Lineage]:
+    """Return the META record and the lineage in it, both found to fit the header."""
+    record = next(iter(reader), None)
+    if record is None or record.kind != RecordKind.META:
+        offset = reader.end_offset if record is None else record.offset
+        raise corruption(reader.path, offset, "the first record is not META")
+    meta = decode_json(record.payload, reader.path, record.offset)
+    check_keys(meta, keys, reader.path, record.offset)
+    try:
+        lineage = Lineage.from_json(meta["lineage"])
+    except FormatVersionError as error:
+        raise corruption(reader.path, record.offset, error) from error
+    identity = reader.header.identity
+    if (meta["sequence"], lineage.epoch) != (identity.number, identity.epoch):
+        raise corruption(
+            reader.path,
+            record.offset,
+            f"sequence {meta['sequence']} of epoch {lineage.epoch} under a header with sequence "
+            f"{identity.number} of epoch {identity.epoch}",
+        )
+    return meta, lineage
+
+
+def check_keys(meta: dict[str, Any], keys: Keys, path: str, offset: int) -> dict[str, Any]:
+    """Refuse a JSON object that lacks a key or has one of another type."""
+    for key, wanted in keys.items():
+        if key not in meta:
+            raise corruption(path, offset, f"{key} is missing")
+        if not isinstance(meta[key], wanted) or isinstance(meta[key], bool):
+            raise corruption(path, offset, f"{key} is {meta[key]!r}")
+    return meta
+
+
+def check_name(path: str, pattern: re.Pattern[str], header: Header) -> None:
+    """Refuse a file that stands under the name of another one; foreign names are not judged."""
+    found = pattern.fullmatch(os.path.basename(path))
+    if found and (int(found[1]), int(found[2])) != (header.identity.number, header.identity.epoch):
+        raise CorruptionError(
+            f"{path} is sequence {header.identity.number} of epoch {header.identity.epoch}, as its "
+            "header says; it stands under the name of another one",
+            path,
+            0,
+        )

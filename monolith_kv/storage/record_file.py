@@ -1,0 +1,255 @@
+"""A finished record file: written under a temporary name, published whole, read by mmap.
+
+What must hold: a file that is complete ends with an END record, to the byte, which counts the
+records before it; anything else is damage. What a reader hands out was verified before.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from monolith_kv.errors import Error
+from monolith_kv.storage import files
+from monolith_kv.storage.files import Buffer
+from monolith_kv.storage.format import (
+    HEADER_BYTES,
+    RECORD_HEADER_BYTES,
+    FileIdentity,
+    FileType,
+    Header,
+    RecordKind,
+    pack_header,
+    padded,
+    unpack_header,
+)
+from monolith_kv.storage.framing import (
+    Assembler,
+    Damage,
+    Part,
+    Record,
+    corruption,
+    decode_json,
+    encode_json,
+    frame_payload,
+    peek_part,
+    read_part,
+)
+
+
+class RecordWriter:
+    """Writes a record file under a temporary name; `publish` makes it appear, whole.
+
+    Parameters
+    ----------
+    path : str
+        Final name; its folder exists.
+    file_type : FileType
+        What the file is.
+    identity : FileIdentity
+        Where it belongs.
+    replace : bool
+        Whether publishing replaces a file that has the name; otherwise that is FileExistsError.
+
+    Raises
+    ------
+    StoreFullError
+        No room; from any method. Discard the writer then.
+
+    Notes
+    -----
+    Not thread-safe. As a context manager it discards what was not published.
+    """
+
+    def __init__(
+        self, path: str, file_type: FileType, identity: FileIdentity, *, replace: bool = False
+    ) -> None:
+        self.path = path
+        self.size = 0  # Bytes written so far.
+        self.records = 0
+        self._replace = replace
+        self._pid = os.getpid()
+        self._fd, self._temporary = files.create_temporary(path)
+        try:
+            header = pack_header(file_type, identity)
+            parsed = unpack_header(header, path)
+            self._seed, self._previous = parsed.seed, parsed.crc
+            self._write([header])
+        except BaseException:
+            self.discard()
+            raise
+
+    def append(
+        self,
+        kind: int,
+        payload: Buffer | Sequence[Buffer],
+        table: int = 0,
+        count: int = 0,
+        compress: bool = False,
+    ) -> None:
+        """Write one record; a payload past 16 MiB is cut into parts that the reader joins.
+
+        Parameters
+        ----------
+        kind : int
+            A RecordKind.
+        payload : buffer or sequence of buffers
+            C-contiguous; not copied, and free for reuse when the call returns.
+        table : int
+            Table id, 0 where it means nothing.
+        count : int
+            Of rows, ids or whatever the kind counts.
+        compress : bool
+            Try zstd; kept only where it is smaller.
+        """
+        frames = frame_payload(payload, self._seed, self._previous, kind, table, count, 0, compress)
+        for frame in frames:
+            self._write(frame.buffers)
+            self._previous = frame.crc
+            self.records += 1
+
+    def publish(self, meta: Mapping[str, Any]) -> int:
+        """Write the END record, make all of it durable, give it its name; return its bytes.
+
+        Parameters
+        ----------
+        meta : mapping
+            JSON object for `RecordReader.meta`.
+        """
+        self.append(RecordKind.END, encode_json(meta), count=self.records)
+        with files.disk_errors(self.path):
+            files.sync_file(self._fd)
+        files.publish(self._temporary, self.path, replace=self._replace)
+        self._close()
+        return self.size
+
+    def discard(self) -> None:
+        """Remove what was written, unless it was published; again, or in a fork: nothing."""
+        if self._fd >= 0:
+            self._close()
+            if os.getpid() == self._pid:
+                files.remove_quietly(self._temporary)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+    def _write(self, buffers: Sequence[Buffer]) -> None:
+        files.refuse_fork(self._pid, self.path)
+        if self._fd < 0:
+            raise Error(f"{self.path} was published or discarded; begin a new file")
+        with files.disk_errors(self.path):
+            self.size += files.write_all(self._fd, buffers)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+class _Mapped:
+    """A whole file in memory by mmap. Only for files that are never cut: SIGBUS otherwise."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._view = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ))
+
+    def view(self, offset: int, size: int) -> memoryview:
+        return self._view[offset : offset + size]
+
+
+class RecordReader:
+    """Reads a finished record file; every byte of it is verified before it is handed out.
+
+    Parameters
+    ----------
+    path : str
+        The file; not followed if it is a symbolic link.
+    file_type : FileType, optional
+        What it has to be.
+
+    Raises
+    ------
+    CorruptionError
+        Any damage, here or while iterating; with path and offset.
+    FormatVersionError
+        A version, feature or record kind that this version cannot read.
+
+    Notes
+    -----
+    Payloads are views of the mapped file and stay valid after the reader is gone. Memory is one
+    record's (a payload in parts is joined). Any number of threads may iterate at once.
+    """
+
+    def __init__(self, path: str, file_type: FileType | None = None) -> None:
+        self.path = path
+        fd = files.open_readable(path)
+        try:
+            self.size = os.fstat(fd).st_size
+            self.header: Header = unpack_header(os.pread(fd, HEADER_BYTES, 0), path, file_type)
+            self._source = _Mapped(fd, self.size)
+        finally:
+            os.close(fd)
+        self.end_offset, self._end = self._find_end()
+        self.meta: dict[str, Any] = decode_json(self._end.payload, path, self.end_offset)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield all records but END, in order, each verified."""
+        assembler = Assembler(self.path)
+        offset, previous = HEADER_BYTES, self.header.crc
+        while offset < self.end_offset:
+            part = self._part(offset, previous)
+            try:
+                record = assembler.add(part)
+            except Damage as damage:
+                self._corrupt(offset, damage)
+            if record is not None:
+                yield record
+            offset, previous = part.end, part.header.crc
+        if assembler.start is not None:
+            self._corrupt(assembler.start, Damage("the record goes on, but the file has ended"))
+        self._part(offset, previous)
+
+    def verify(self) -> None:
+        """Read and check every byte of the file."""
+        for _ in self:
+            pass
+
+    def _part(self, offset: int, previous: int | None) -> Part:
+        try:
+            return read_part(self._source, offset, self.size, self.header.seed, previous)
+        except Damage as damage:
+            self._corrupt(offset, damage)
+
+    def _find_end(self) -> tuple[int, Part]:
+        # Hops from header to header: these are not verified yet, but a wrong length cannot lead
+        # to anything else than a CRC mismatch here or, at the latest, when the record is read.
+        offset, records = HEADER_BYTES, 0
+        while True:
+            try:
+                header = peek_part(self._source, offset, self.size)
+            except Damage as damage:
+                self._corrupt(offset, damage)
+            if header.kind == RecordKind.END:
+                break
+            offset += RECORD_HEADER_BYTES + padded(header.length)
+            records += 1
+        part = self._part(offset, None)
+        if part.header.flags or part.header.table or part.header.durable:
+            self._corrupt(offset, Damage("the end record has fields that must be zero"))
+        if part.end != self.size:
+            self._corrupt(part.end, Damage(f"{self.size - part.end} bytes lie behind the end"))
+        if part.header.count != records:
+            self._corrupt(
+                offset, Damage(f"the end counts {part.header.count} records, found {records}")
+            )
+        return offset, part
+
+    def _corrupt(self, offset: int, damage: Damage) -> NoReturn:
+        raise corruption(self.path, offset, damage)

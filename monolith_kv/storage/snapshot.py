@@ -1,0 +1,209 @@
+"""Snapshots: one self-contained file with all that a store held at one instant.
+
+A snapshot is META, then ROWS, GATE and DENSE records in any number, then END. It appears under its
+name only when it is complete and durable.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolith_kv.storage import files, format
+from monolith_kv.storage.contents import (
+    Keys,
+    append_rows,
+    body,
+    check_keys,
+    check_name,
+    check_rows,
+    read_meta,
+)
+from monolith_kv.storage.files import Buffer
+from monolith_kv.storage.format import (
+    SNAPSHOT_FOLDER,
+    SNAPSHOT_PATTERN,
+    FileIdentity,
+    FileType,
+    Header,
+    RecordKind,
+)
+from monolith_kv.storage.framing import Record, corruption, encode_json
+from monolith_kv.storage.record_file import RecordReader, RecordWriter
+
+META_KEYS: Keys = {
+    "uuid": str,
+    "lineage": list,
+    "sequence": int,
+    "cursor": dict,
+    "tables": list,
+    "created_at": (int, float),
+    "dense_version": int,
+}
+END_KEYS: Keys = {"rows": int, "digest": str}
+KINDS = frozenset({RecordKind.ROWS, RecordKind.GATE, RecordKind.DENSE})
+
+
+def path_of(root: str, name: str) -> str:
+    """Return the path of the snapshot `name` of the store at `root`; refuse any other name."""
+    return format.join_checked(root, SNAPSHOT_FOLDER, name, SNAPSHOT_PATTERN)
+
+
+def names(root: str) -> list[str]:
+    """Return the names of all snapshot files under the store, sorted by sequence, then epoch."""
+    found = files.list_names(os.path.join(root, SNAPSHOT_FOLDER))
+    return [name for name in found if SNAPSHOT_PATTERN.fullmatch(name)]
+
+
+class SnapshotWriter:
+    """Writes a snapshot; it appears, whole, when published.
+
+    Parameters
+    ----------
+    root : str
+        Folder of the store.
+    uuid : str
+        Of the store.
+    sequence, epoch : int
+        That it includes.
+    path : str, optional
+        Final name elsewhere, in an existing folder; by default it is under the store.
+
+    Raises
+    ------
+    FileExistsError
+        `path` is taken. (One under the store is replaced: it is of the same sequence.)
+    StoreFullError
+        From any method: there is no room. Discard the snapshot then.
+
+    Notes
+    -----
+    Not thread-safe. Call `meta` first.
+    """
+
+    def __init__(
+        self, root: str, uuid: str, sequence: int, epoch: int, path: str | None = None
+    ) -> None:
+        self.rows_written = 0
+        if path is None:
+            files.make_folder(os.path.join(root, SNAPSHOT_FOLDER))
+            self.path = path_of(root, format.snapshot_name(sequence, epoch))
+        elif os.path.lexists(path):  # Sooner than after an hour of writing.
+            raise files.name_taken(path)
+        else:
+            self.path = path
+        self.name = os.path.basename(self.path)
+        identity = FileIdentity(uuid, epoch, sequence)
+        self._writer = RecordWriter(self.path, FileType.SNAPSHOT, identity, replace=path is None)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._writer.size
+
+    def meta(self, meta: Mapping[str, Any]) -> None:
+        """Write the META record, the first one; its keys are `META_KEYS`."""
+        if self._writer.records:
+            raise ValueError("meta must be the first record of a snapshot")
+        self._writer.append(RecordKind.META, encode_json(meta))
+
+    def rows(self, table: int, records: NDArray[np.uint8], count: int) -> None:
+        """Write packed rows of one table, as `DeltaWriter.rows`."""
+        append_rows(self._writer, table, records, count)
+        self.rows_written += count
+
+    def gate(self, table: int, data: Buffer) -> None:
+        """Write the whole state of one table's gate, compressed."""
+        self._writer.append(RecordKind.GATE, data, table, compress=True)
+
+    def dense(self, version: int, data: Buffer) -> None:
+        """Write the dense parameters, as safetensors bytes; the version goes into the count."""
+        self._writer.append(RecordKind.DENSE, data, count=version)
+
+    def publish(self, end_meta: Mapping[str, Any]) -> tuple[str, int]:
+        """Finish the snapshot and make it appear; return its path and its bytes.
+
+        Parameters
+        ----------
+        end_meta : mapping
+            Goes into END, with "rows" as written; needs "digest".
+        """
+        return self.path, self._writer.publish({**end_meta, "rows": self.rows_written})
+
+    def discard(self) -> None:
+        """Remove what was written, unless it was published; again: nothing."""
+        self._writer.discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+
+class SnapshotReader:
+    """Reads a snapshot; what it hands out is verified.
+
+    Parameters
+    ----------
+    path : str
+        A snapshot file; under its own name or another one.
+
+    Attributes
+    ----------
+    header : Header
+        identity.uuid, .epoch and .number, which is the sequence.
+    meta, end : dict
+        META and END.
+    lineage : Lineage
+        Of the store at that instant.
+
+    Raises
+    ------
+    CorruptionError, FormatVersionError
+        As `RecordReader`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._reader = RecordReader(path, FileType.SNAPSHOT)
+        self.header: Header = self._reader.header
+        self.size = self._reader.size
+        check_name(path, SNAPSHOT_PATTERN, self.header)
+        self.end = check_keys(self._reader.meta, END_KEYS, path, self._reader.end_offset)
+        self.meta, self.lineage = read_meta(self._reader, META_KEYS)
+        if self.meta["uuid"] != self.header.identity.uuid:
+            raise corruption(path, 0, f"META is of store {self.meta['uuid']}, the header is not")
+
+    def records(self) -> Iterator[Record]:
+        """Yield ROWS, GATE and DENSE records: (kind, table, count, payload, offset).
+
+        Notes
+        -----
+        After the last one END's count is compared. Payloads are views of the mapped file.
+        """
+        rows = 0
+        for record in body(self._reader, KINDS):
+            if record.kind == RecordKind.ROWS:
+                check_rows(self.path, record)
+                rows += record.count
+            yield record
+        if rows != self.end["rows"]:
+            raise corruption(
+                self.path,
+                self._reader.end_offset,
+                f"the end counts {self.end['rows']} rows, found {rows}",
+            )
+
+    def verify(self) -> None:
+        """Read and check every byte."""
+        for _ in self.records():
+            pass
