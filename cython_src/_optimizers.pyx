@@ -7,7 +7,7 @@ widen all of them. Nothing in the inner loops branches, so that they vectorise.
 from libc.math cimport fabsf, powf, sqrtf
 
 cdef enum:
-    MEAN_LANES = 8   # RowWiseAdagrad adds squares in this many partial sums.
+    MEAN_LANES = 8   # RowWiseAdagrad adds squares in as many partial sums: the loop vectorises.
 
 
 cdef optimizer_kernel_t optimizer_kernel(int kind) noexcept nogil:
@@ -110,9 +110,9 @@ cdef void step_adagrad(
 
 
 cdef inline float mean_square(const float* g, size_t dim) noexcept nogil:
-    """Mean of the squares, added in a fixed order: g[j] in lane j % 8, then lane by lane."""
-    cdef float lanes[MEAN_LANES]
-    cdef float total = 0.0
+    """Mean of the float32 squares. Added in float64, so that the order of adding hardly matters."""
+    cdef double lanes[MEAN_LANES]
+    cdef double total = 0.0
     cdef size_t block, k
     for k in range(MEAN_LANES):
         lanes[k] = 0.0
@@ -124,7 +124,7 @@ cdef inline float mean_square(const float* g, size_t dim) noexcept nogil:
         lanes[k] += g[k] * g[k]
     for k in range(MEAN_LANES):
         total += lanes[k]
-    return total / <float>dim
+    return <float>(total / <double>dim)
 
 
 cdef void step_rowwise_adagrad(
@@ -166,7 +166,7 @@ cdef void step_rmsprop(
         square = states[i] + span.state_offset
         g = gradients[i] + span.embedding_offset
         for j in range(dim):
-            square[j] = decay * square[j] + fresh * (g[j] * g[j])
+            square[j] = decay * square[j] + fresh * g[j] * g[j]
             w[j] = w[j] - lr * g[j] / (sqrtf(square[j]) + epsilon)
 
 
@@ -213,7 +213,7 @@ cdef void step_adam(
         correction2 = <float>(1.0 - power_of(beta2, state[0]))
         for j in range(dim):
             m[j] = beta1 * m[j] + fresh1 * g[j]
-            v[j] = beta2 * v[j] + fresh2 * (g[j] * g[j])
+            v[j] = beta2 * v[j] + fresh2 * g[j] * g[j]
             w[j] = w[j] - lr * (
                 m[j] / correction1 / (sqrtf(v[j] / correction2) + epsilon) + decay * w[j]
             )
@@ -254,12 +254,12 @@ cdef void step_ftrl(
         if is_root:
             for j in range(dim):
                 root = sqrtf(n[j] + g[j] * g[j])
-                z[j] = z[j] + (g[j] - (root - sqrtf(n[j])) / lr * w[j])
+                z[j] = z[j] + g[j] - (root - sqrtf(n[j])) / lr * w[j]
                 n[j] = n[j] + g[j] * g[j]
                 w[j] = ftrl_weight(z[j], root, lr, l1, l2, beta)
         else:
             for j in range(dim):
                 root = powf(n[j] + g[j] * g[j], power)
-                z[j] = z[j] + (g[j] - (root - powf(n[j], power)) / lr * w[j])
+                z[j] = z[j] + g[j] - (root - powf(n[j], power)) / lr * w[j]
                 n[j] = n[j] + g[j] * g[j]
                 w[j] = ftrl_weight(z[j], root, lr, l1, l2, beta)

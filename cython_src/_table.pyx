@@ -25,7 +25,6 @@ from monolith_kv._batch cimport (
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
 from monolith_kv._codec cimport load_le64, store_le64
 from monolith_kv._core cimport (
-    Barrier,
     Core,
     batch_of,
     fids_of,
