@@ -9,6 +9,7 @@ from monolith_kv.replication.loop import Stopped, repeat
 from monolith_kv.replication.position import Digests, Position, positions, read_digests
 from monolith_kv.replication.publisher import Published, Publisher
 from monolith_kv.replication.replica import Followed, Follower
+from monolith_kv.storage.inspect import describe
 
 __all__ = [
     "Digests",
@@ -18,6 +19,7 @@ __all__ = [
     "Published",
     "Publisher",
     "Stopped",
+    "describe",
     "positions",
     "read_digests",
     "repeat",

@@ -14,8 +14,8 @@ import monolith_kv as mkv
 from monolith_kv.errors import CorruptionError, Error, FencedError, GapError
 from monolith_kv.replication.publisher import Progress
 from monolith_kv.replication.target import Catalogue, Check, Entry, verify_entry
-from monolith_kv.storage.format import FileType
-from monolith_kv.storage.record_file import RecordReader
+from monolith_kv.storage.delta_log import DeltaReader
+from monolith_kv.storage.snapshot import SnapshotReader
 
 
 def reason_to_resync(source: Catalogue, mine: Catalogue) -> str:
@@ -142,11 +142,11 @@ def _build_on(
             store = mkv.restore(path, folder, mode="replica", progress=progress, **options)
         try:
             if base is not None:
-                expect_digest(store, path, FileType.SNAPSHOT)
+                expect_digest(store, source, base)
             for entry in source.chain(store.sequence):
                 check()
                 apply_entry(store, source, entry, check)
-                expect_digest(store, source.path(entry), FileType.DELTA)
+                expect_digest(store, source, entry)
         except BaseException:
             store.close()
             raise
@@ -163,10 +163,12 @@ def apply_entry(store: mkv.Store, source: Catalogue, entry: Entry, check: Check)
     store.apply(path)
 
 
-def expect_digest(store: mkv.Store, path: str, file_type: FileType) -> None:
+def expect_digest(store: mkv.Store, source: Catalogue, entry: Entry) -> None:
     """Raise CorruptionError unless the rows are those that the file's writer had."""
-    expected = RecordReader(path, file_type).meta.get("digest")
-    if expected and (found := store.digest()) != expected:
+    path = source.path(entry)
+    reader = SnapshotReader(path) if entry.is_snapshot else DeltaReader(path)
+    expected = reader.end["digest"]
+    if (found := store.digest()) != expected:
         raise CorruptionError(
             f"the rows after {path} have digest {found}, the store had {expected}; "
             "a new snapshot of the store, pushed, mends it",

@@ -16,6 +16,7 @@ from monolith_kv.replication.target import (
     DIGEST_BYTES,
     PUBLISHED_NAME,
     READ_BYTES,
+    SNAPSHOT_FILE,
     Catalogue,
     Check,
     Entry,
@@ -27,13 +28,13 @@ from monolith_kv.replication.target import (
     write_target,
 )
 from monolith_kv.storage import files
+from monolith_kv.storage.delta_log import DeltaReader
 from monolith_kv.storage.format import (
     DELTA_FOLDER,
     DELTA_PATTERN,
     SNAPSHOT_FOLDER,
-    SNAPSHOT_PATTERN,
 )
-from monolith_kv.storage.record_file import RecordReader
+from monolith_kv.storage.snapshot import SnapshotReader
 
 ATTEMPTS = 5  # Retention may run while a push copies; five times in one push it does not.
 
@@ -131,8 +132,9 @@ class Publisher:
                 source = self._source()
                 try:
                     return self._publish(source)
-                except FileNotFoundError:
-                    # Retention removed a file under us: the manifest has stopped naming it.
+                except (FileNotFoundError, CorruptionError):
+                    # Retention removed a file under us, or a snapshot of the same sequence took
+                    # the place of one: the manifest has moved on, and the next round with it.
                     if attempt == ATTEMPTS or self._source() == source:
                         raise
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -155,7 +157,7 @@ class Publisher:
         refuse_fork(source, held)
         before = {entry.name: entry for entry in held.entries}
         wanted = [entry for entry in source.entries if not self._is_held(entry, before)]
-        shipped = self._ship_all(source, wanted)
+        shipped = self._ship_all(source, wanted, before)
         merged = merge(source, held, shipped)
         changed = merged != held
         if changed:
@@ -188,27 +190,29 @@ class Publisher:
             digest_file(path, self._check) == held.digest
         )
 
-    def _ship_all(self, source: Catalogue, wanted: list[Entry]) -> dict[str, Entry]:
+    def _ship_all(
+        self, source: Catalogue, wanted: list[Entry], before: dict[str, Entry]
+    ) -> dict[str, Entry]:
         total = sum(entry.bytes for entry in wanted)
         done = 0
         shipped = {}
         for entry in wanted:
             self._check()
-            RecordReader(source.path(entry)).verify()
-            shipped[entry.name] = self._ship(source.path(entry), entry, done, total)
+            path = source.path(entry)
+            (SnapshotReader(path) if entry.is_snapshot else DeltaReader(path)).verify()
+            shipped[entry.name] = self._ship(path, entry, before.get(entry.name), done, total)
             done += entry.bytes
         return shipped
 
-    def _ship(self, path: str, entry: Entry, done: int, total: int) -> Entry:
+    def _ship(self, path: str, entry: Entry, held: Entry | None, done: int, total: int) -> Entry:
         """Copy one file and return its entry as the target's catalogue will hold it."""
-        final = entry_path(self.target, entry)
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         size = 0
         with open(files.open_readable(path), "rb", buffering=0) as reader:
-            fd, temporary = files.create_temporary(final)
+            fd, temporary = files.create_temporary(entry_path(self.target, entry))
             try:
                 try:
-                    with files.disk_errors(final):
+                    with files.disk_errors(temporary):
                         while block := reader.read(READ_BYTES):
                             self._check()
                             digest.update(block)
@@ -224,19 +228,23 @@ class Publisher:
                         path,
                         size,
                     )
-                files.publish(temporary, final, replace=True)
+                copied = replace(entry, digest=digest.hexdigest(), modified_ns=modified_ns)
+                if held is not None and held.digest != copied.digest:
+                    stem, suffix = os.path.splitext(entry.name)
+                    copied = replace(copied, file=f"{stem}.{copied.digest[:8]}{suffix}")
+                files.publish(temporary, entry_path(self.target, copied), replace=True)
             except BaseException:
                 files.remove_quietly(temporary)
                 raise
-        return replace(entry, digest=digest.hexdigest(), modified_ns=modified_ns)
+        return copied
 
     def _sweep(self, catalogue: Catalogue) -> None:
         """Remove what PUBLISHED does not name: pruned files and what a crash left."""
         files.remove_litter(self.target)
-        names = {entry.name for entry in catalogue.entries}
+        names = {entry.file or entry.name for entry in catalogue.entries}
         for folder, pattern in (
             (DELTA_FOLDER, DELTA_PATTERN),
-            (SNAPSHOT_FOLDER, SNAPSHOT_PATTERN),
+            (SNAPSHOT_FOLDER, SNAPSHOT_FILE),
         ):
             path = os.path.join(self.target, folder)
             files.remove_litter(path)

@@ -33,7 +33,7 @@ from monolith_kv.replication.target import (
     read_catalogue,
     read_store,
 )
-from monolith_kv.storage.format import NO_UUID, FileType
+from monolith_kv.storage.format import NO_UUID
 
 ATTEMPTS = 5  # Retention may prune the source under us; five times in one step it does not.
 
@@ -264,7 +264,7 @@ class Follower:
                 return applied, error, without(source, entry)
             applied += 1
             try:
-                expect_digest(store, source.path(entry), FileType.DELTA)
+                expect_digest(store, source, entry)
             except CorruptionError as error:
                 self._is_checked = False
                 return applied, error, source
@@ -277,7 +277,7 @@ class Follower:
             return
         for entry in mine.deltas:
             if entry.sequence == mine.sequence:
-                expect_digest(self.store, mine.path(entry), FileType.DELTA)
+                expect_digest(self.store, mine, entry)
         self._is_checked = True
 
     def _resync(

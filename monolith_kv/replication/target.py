@@ -9,6 +9,7 @@ MANIFEST reads as the same catalogue, without digests.
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,18 +22,19 @@ from monolith_kv.storage.format import (
     DELTA_PATTERN,
     NO_UUID,
     SNAPSHOT_FOLDER,
-    SNAPSHOT_PATTERN,
     FileIdentity,
     FileType,
     RecordKind,
     join_checked,
 )
-from monolith_kv.storage.record_file import RecordReader, RecordWriter, decode_json, encode_json
+from monolith_kv.storage.framing import decode_json, encode_json
+from monolith_kv.storage.record_file import RecordReader, RecordWriter
 
 PUBLISHED_NAME = "PUBLISHED"
 DIGEST_BYTES = 16
 READ_BYTES = 4 << 20
 HARMLESS_NAMES = frozenset({files.LOCK_NAME, "lost+found"})
+SNAPSHOT_FILE = re.compile(r"(\d{20})-(\d{6,})(\.[0-9a-f]{8})?\.snapshot")
 MEND = "remove it there and push again"
 
 Kind = Literal["store", "replica", "target"]
@@ -45,7 +47,9 @@ class Entry:
     """One published file, as a catalogue names it.
 
     `made_at` is by the store's clock. `digest` (blake2b of the whole file) and `modified_ns` are
-    known for the files of a target only.
+    known for the files of a target only. There `file` is the name on disk where that is another
+    one: a second snapshot of one sequence has the name of the first, whose file stays as it is
+    for those who are reading it.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Entry:
     removals: int = 0
     digest: str = ""
     modified_ns: int = 0
+    file: str = ""
 
     @property
     def is_snapshot(self) -> bool:
@@ -111,8 +116,8 @@ class Catalogue:
 def entry_path(folder: str, entry: Entry) -> str:
     """Return the path of a published file below `folder`."""
     if entry.is_snapshot:
-        return join_checked(folder, SNAPSHOT_FOLDER, entry.name, SNAPSHOT_PATTERN)
-    return join_checked(folder, DELTA_FOLDER, entry.name, DELTA_PATTERN)
+        return join_checked(folder, SNAPSHOT_FOLDER, entry.file or entry.name, SNAPSHOT_FILE)
+    return join_checked(folder, DELTA_FOLDER, entry.file or entry.name, DELTA_PATTERN)
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -152,14 +157,21 @@ def read_store(folder: str) -> Catalogue | None:
         state.lineage,
         state.sequence,
         tuple(
-            Entry(d.name, d.sequence, d.epoch, d.rows, d.bytes, d.sealed_at, d.removals)
-            for d in sorted(state.deltas, key=lambda d: d.sequence)
+            _entry(delta, delta["sealed_at"], delta["removals"])
+            for delta in sorted(state.deltas, key=lambda delta: delta["sequence"])
         ),
         tuple(
-            Entry(s.name, s.sequence, s.epoch, s.rows, s.bytes, s.created_at)
-            for s in sorted(state.snapshots, key=lambda s: (s.sequence, s.created_at))
+            _entry(snapshot, snapshot["created_at"], 0)
+            for snapshot in sorted(state.snapshots, key=lambda s: (s["sequence"], s["created_at"]))
         ),
     )
+
+
+def _entry(fields: Mapping[str, Any], made_at: float, removals: int) -> Entry:
+    name, sequence, epoch, rows, size = (
+        fields[key] for key in ("name", "sequence", "epoch", "rows", "bytes")
+    )
+    return Entry(name, sequence, epoch, rows, size, made_at, removals)
 
 
 def read_target(folder: str) -> Catalogue | None:

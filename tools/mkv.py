@@ -1,0 +1,232 @@
+"""mkv: look at, check, snapshot and restore stores.
+
+Exit codes: 0 done, 1 problems found, 2 wrong usage, 3 refused (locked, corrupt, name taken), 4 a
+file cannot be reached or written.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from monolith_kv_tools._output import (
+    DIFFERENT,
+    DONE,
+    REFUSED,
+    Output,
+    add_json,
+    progress,
+    run,
+    size_text,
+    stoppable,
+    table_text,
+)
+
+import monolith_kv as mkv
+from monolith_kv.replication import Position, describe, positions
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(build_parser(), argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="mkv",
+        description="Look at, check, snapshot and restore stores of monolith_kv.",
+        epilog="Exit codes: 0 done, 1 problems found, 2 wrong usage, 3 refused (locked, corrupt, "
+        "name taken), 4 a file cannot be reached or written.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    stat = commands.add_parser("stat", help="position, tables, rows and sizes of a store")
+    stat.add_argument("store", metavar="STORE")
+    stat.set_defaults(run=run_stat)
+    inspect = commands.add_parser("inspect", help="what is in a file of a store or a target")
+    inspect.add_argument("file", metavar="FILE")
+    inspect.set_defaults(run=run_inspect)
+    verify = commands.add_parser("verify", help="check every checksum and invariant")
+    verify.add_argument("store", metavar="STORE")
+    verify.add_argument(
+        "--salvage", metavar="DIR", help="save what is good of a damaged store into a new one"
+    )
+    verify.set_defaults(run=run_verify)
+    snapshot = commands.add_parser("snapshot", help="write a full checkpoint")
+    snapshot.add_argument("store", metavar="STORE", help="not open for writing elsewhere")
+    snapshot.add_argument("path", metavar="PATH", nargs="?", help="default: under the store")
+    snapshot.set_defaults(run=run_snapshot)
+    restore = commands.add_parser("restore", help="make a store from snapshots")
+    restore.add_argument("snapshots", metavar="SNAPSHOT", nargs="+")
+    restore.add_argument("store", metavar="STORE", help="empty or absent")
+    restore.add_argument("--mode", choices=("rw", "replica"), default="rw")
+    restore.set_defaults(run=run_restore)
+    for command in (stat, inspect, verify, snapshot, restore):
+        add_json(command)
+    return parser
+
+
+# --- looking -------------------------------------------------------------------------------
+
+
+def run_stat(arguments: argparse.Namespace, output: Output) -> int:
+    """Print what a store holds."""
+    position = store_position(arguments.store)
+    with mkv.open(arguments.store, "r") as store:
+        values = stat_values(store, position)
+    output.result(values, stat_text(values))
+    return DONE
+
+
+def store_position(path: str) -> Position:
+    """Return where a store or replica stands; a target is a FencedError."""
+    [position] = positions([path])
+    if position.kind == "target":
+        raise mkv.FencedError(
+            f"{path} is a target, not a store; see mkv-replicate status, or mkv restore one of "
+            "its snapshots"
+        )
+    return position
+
+
+def stat_values(store: mkv.Store, position: Position) -> dict[str, Any]:
+    """Return all that `stat` prints."""
+    tables = [
+        {"name": name, "dim": table.dim, "rows": len(table), "digest": store.digest(name)}
+        for name, table in sorted(store.tables.items())
+    ]
+    return {
+        "path": position.path,
+        "kind": position.kind,
+        "uuid": position.uuid,
+        "epoch": store.epoch,
+        "sequence": store.sequence,
+        "rows": sum(table["rows"] for table in tables),
+        "digest": store.digest(),
+        "cursor": dict(store.cursor),
+        "dense_version": store.dense.version,
+        "snapshots": position.snapshots,
+        "deltas": position.deltas,
+        "bytes": position.bytes,
+        "tables": tables,
+    }
+
+
+def stat_text(values: dict[str, Any]) -> str:
+    """Return the same for people."""
+    lines = [
+        f"{values['path']}: {values['kind']} {values['uuid'][:8]}, epoch {values['epoch']}, "
+        f"delta {values['sequence']}",
+        f"{values['rows']} rows, {values['snapshots']} snapshots, {values['deltas']} deltas, "
+        f"{size_text(values['bytes'])} published",
+        f"cursor {values['cursor']}, dense parameters version {values['dense_version']}",
+        f"digest {values['digest']}",
+    ]
+    if values["tables"]:
+        rows = [[t["name"], str(t["dim"]), str(t["rows"])] for t in values["tables"]]
+        lines.append(table_text([["table", "dim", "rows"], *rows]))
+    return "\n".join(lines)
+
+
+def run_inspect(arguments: argparse.Namespace, output: Output) -> int:
+    """Print what is in one file, up to the damage if there is any."""
+    for line in describe(arguments.file):
+        output.result({"text": line}, line)
+    return DONE
+
+
+# --- checking ------------------------------------------------------------------------------
+
+
+def run_verify(arguments: argparse.Namespace, output: Output) -> int:
+    """Check a store; with --salvage save what is good of one that has problems."""
+    problems = find_problems(arguments.store)
+    for problem in problems:
+        output.result({"problem": problem}, problem)
+    if not problems:
+        output.result({"good": True}, f"{arguments.store}: good")
+        return DONE
+    if arguments.salvage is None:
+        output.failure(f"{len(problems)} problems; mkv verify --salvage DIR saves what is good")
+        return DIFFERENT
+    lost = mkv.salvage(arguments.store, arguments.salvage)
+    for what in lost:
+        output.result({"lost": what}, f"lost: {what}")
+    output.result(
+        {"salvaged": arguments.salvage, "lost": len(lost)},
+        f"saved into {arguments.salvage}; {len(lost)} things could not be",
+    )
+    output.failure(f"{len(problems)} problems; what is good is in {arguments.salvage}")
+    return DIFFERENT
+
+
+def find_problems(path: str) -> list[str]:
+    """Return what is wrong with a store, also where it does not even open."""
+    try:
+        store_position(path)
+        with mkv.open(path, "r") as store:
+            return store.verify()
+    except mkv.CorruptionError as error:
+        return [str(error)]
+
+
+# --- snapshots -----------------------------------------------------------------------------
+
+
+def run_snapshot(arguments: argparse.Namespace, output: Output) -> int:
+    """Write a snapshot of a store that nobody else has open for writing."""
+    position = store_position(arguments.store)
+    if position.kind == "replica":
+        output.failure(
+            f"{arguments.store} is a replica, opening it for writing would make it a primary; "
+            "take the snapshot of its primary"
+        )
+        return REFUSED
+    with (
+        stoppable() as (_, check),
+        progress("snapshot", check) as draw,
+        mkv.open(arguments.store, delta_interval=None) as store,
+    ):
+        done = store.snapshot(arguments.path, progress=draw)
+    values = {
+        "path": done.path,
+        "sequence": done.sequence,
+        "rows": done.rows,
+        "bytes": done.bytes,
+        "created_at": done.created_at,
+    }
+    output.result(
+        values,
+        f"{done.path}: {done.rows} rows, {size_text(done.bytes)}, at delta {done.sequence}",
+    )
+    return DONE
+
+
+def run_restore(arguments: argparse.Namespace, output: Output) -> int:
+    """Make a store from the snapshot of one store, or from those of several shards."""
+    with (
+        stoppable() as (_, check),
+        progress("restore", check) as draw,
+        mkv.restore(
+            arguments.snapshots,
+            arguments.store,
+            mode=arguments.mode,
+            progress=draw,
+        ) as store,
+    ):
+        values = {
+            "path": arguments.store,
+            "sequence": store.sequence,
+            "epoch": store.epoch,
+            "rows": sum(len(table) for table in store.tables.values()),
+            "digest": store.digest(),
+        }
+    output.result(
+        values,
+        f"{arguments.store}: {values['rows']} rows, at delta {values['sequence']}, epoch "
+        f"{values['epoch']}",
+    )
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
