@@ -1,0 +1,245 @@
+"""TableCore against a dict, in the ways that the public API cannot aim at: overflow and views.
+
+A tier stands in for the disk: records that were packed and evicted. Every view (seal, snapshot) is
+compared with a copy of the dict that was made at its flip, however rows change, leave memory and
+come back while it is read.
+"""
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from monolith_kv._table import Barrier, TableCore
+
+DIM = 3
+IDS = np.array([*range(24), 2**64 - 1, 2**63, 1 << 48], np.uint64)
+some_ids = st.lists(st.sampled_from(range(len(IDS))), max_size=12).map(
+    lambda places: IDS[np.array(places, np.int64)]
+)
+
+
+def zeros_and_sgd() -> list[tuple[int, int, tuple[float, ...], int, float, float, int]]:
+    # Two slices with state: SGD and Adagrad over constants.
+    return [(1, 0, (1.0,), 1, 2.0, 0.0, 5), (2, 2, (1.0, 0.25, 0.0), 1, 3.0, 0.0, 6)]
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """Embedding and state of each id, by the simplest means."""
+
+    @initialize(seed=st.integers(0, 2**32))
+    def make(self, seed: int) -> None:
+        self.barrier = Barrier()
+        self.core = TableCore(self.barrier, zeros_and_sgd(), seed)
+        self.core.set_ttl(100, {1: 10})
+        self.rows: dict[int, tuple[int, bytes]] = {}
+        self.touched: set[int] = set()
+        self.tier: dict[int, np.ndarray] = {}
+        self.seal: tuple[dict[int, tuple[int, bytes]], set[int], np.ndarray] | None = None
+        self.sealed: dict[int, tuple[int, bytes]] = {}
+        self.absent: set[int] = set()
+        self.snapshot: dict[int, tuple[int, bytes]] | None = None
+        self.shot: dict[int, tuple[int, bytes]] = {}
+        self.cursor = 0
+        self.now = 1000
+
+    # --- helpers ---
+
+    def split(self, records: np.ndarray) -> dict[int, tuple[int, bytes]]:
+        block = np.asarray(records).reshape(-1, self.core.record_bytes)
+        found = {}
+        for record in block:
+            fid = int(record[:8].view(np.uint64)[0])
+            assert fid not in found, "an id twice in one view"
+            found[fid] = (int(record[8:16].view(np.int64)[0]), record[16:].tobytes())
+        return found
+
+    def promote(self, ids: np.ndarray) -> None:
+        cold = self.core.cold(ids)
+        if len(cold):
+            self.core.promote(np.concatenate([self.tier[int(fid)] for fid in cold]))
+        assert len(self.core.cold(ids)) == 0
+
+    def refresh(self, ids: np.ndarray) -> None:
+        """Take over what the engine made of rows; their values are other tests' concern."""
+        records, cold = self.core.pack(np.unique(ids))
+        assert len(cold) == 0
+        self.rows.update(self.split(records))
+
+    # --- changes ---
+
+    @rule(ids=some_ids)
+    def pull(self, ids: np.ndarray) -> None:
+        self.promote(ids)
+        out = np.empty((len(ids), DIM), np.float32)
+        inserted = self.core.pull(ids, out, float(self.now), True)
+        expected = {int(fid) for fid in ids} - set(self.rows)
+        assert {int(fid) for fid in inserted} == expected
+        self.touched |= expected
+        self.refresh(ids)
+        for fid, row in zip(ids, out, strict=True):
+            assert self.rows[int(fid)][1][: DIM * 4] == row.tobytes()
+
+    @rule(ids=some_ids)
+    def push(self, ids: np.ndarray) -> None:
+        self.promote(ids)
+        self.core.push(ids, np.ones((len(ids), DIM), np.float32), float(self.now))
+        here = np.array([fid for fid in ids if int(fid) in self.rows], np.uint64)
+        self.touched |= {int(fid) for fid in here}
+        self.refresh(here)
+
+    @rule(ids=some_ids, value=st.integers(-3, 3))
+    def upsert(self, ids: np.ndarray, value: int) -> None:
+        self.promote(ids)
+        self.core.upsert(ids, np.full((len(ids), DIM), value, np.float32), float(self.now))
+        self.touched |= {int(fid) for fid in ids}
+        self.refresh(ids)
+
+    @rule(ids=some_ids)
+    def remove(self, ids: np.ndarray) -> None:
+        self.promote(ids)
+        gone = {int(fid) for fid in ids} & set(self.rows)
+        assert self.core.remove(ids) == len(gone)
+        self.touched |= gone
+        for fid in gone:
+            del self.rows[fid]
+
+    @rule(seconds=st.integers(0, 60))
+    def expire(self, seconds: int) -> None:
+        self.now += seconds
+        due = {
+            fid
+            for fid, (time, _) in self.rows.items()
+            if self.now - time >= (10 if fid >> 48 == 1 else 100)
+        }
+        cursor, seen = 0, set()
+        while cursor != -1:
+            fids, cold, cursor = self.core.expired(cursor, float(self.now))
+            self.promote(cold)
+            removed = self.core.expire(np.concatenate([fids, cold]), float(self.now))
+            seen |= {int(fid) for fid in removed}
+        assert seen == due
+        self.touched |= due
+        for fid in due:
+            del self.rows[fid]
+
+    # --- memory ---
+
+    @rule(count=st.integers(1, 40), dirty=st.booleans())
+    def evict(self, count: int, dirty: bool) -> None:
+        fids = self.core.coldest(count, dirty)
+        if not dirty:
+            assert not {int(fid) for fid in fids} & self.touched
+        records, cold = self.core.pack(fids)
+        assert len(cold) == 0
+        for record in np.asarray(records).reshape(-1, self.core.record_bytes):
+            self.tier[int(record[:8].view(np.uint64)[0])] = record.copy()
+        self.core.evict(fids)
+        assert len(self.core.cold(fids)) == len(fids)
+
+    @rule()
+    def shrink(self) -> None:
+        cursor = 0
+        while cursor != -1:
+            _, cursor = self.core.shrink(cursor)
+
+    # --- views ---
+
+    @precondition(lambda self: self.seal is None)
+    @rule()
+    def seal_flip(self) -> None:
+        with self.barrier:
+            self.core.seal_flip()
+        self.seal = (dict(self.rows), self.touched, self.core.seal_fids())
+        assert {int(fid) for fid in self.seal[2]} == self.touched
+        self.touched, self.sealed, self.absent = set(), {}, set()
+
+    @precondition(lambda self: self.seal is not None and len(self.seal[2]))
+    @rule(share=st.integers(1, 12))
+    def seal_read(self, share: int) -> None:
+        assert self.seal is not None
+        rows, touched, left = self.seal
+        records, absent, cold = self.core.seal_read(left[:share])
+        self.sealed.update(self.split(records))
+        self.absent |= {int(fid) for fid in absent}
+        if len(cold):
+            late = np.concatenate([self.tier[int(fid)] for fid in cold])
+            self.sealed.update(self.split(self.core.seal_claim(late)))
+        self.seal = (rows, touched, left[share:])
+
+    @precondition(lambda self: self.seal is not None and not len(self.seal[2]))
+    @rule()
+    def seal_end(self) -> None:
+        assert self.seal is not None
+        rows, touched, _ = self.seal
+        saved = self.split(self.core.seal_end())
+        assert not set(saved) & set(self.sealed)
+        self.sealed.update(saved)
+        assert self.sealed == {fid: rows[fid] for fid in touched if fid in rows}
+        assert self.absent - set(self.sealed) == {fid for fid in touched if fid not in rows}
+        self.seal = None
+
+    @precondition(lambda self: self.seal is not None)
+    @rule()
+    def seal_abort(self) -> None:
+        assert self.seal is not None
+        self.core.seal_abort()
+        self.touched |= self.seal[1]
+        self.seal = None
+
+    @precondition(lambda self: self.snapshot is None)
+    @rule()
+    def snapshot_flip(self) -> None:
+        with self.barrier:
+            self.core.snapshot_flip()
+        self.snapshot, self.shot, self.cursor = dict(self.rows), {}, 0
+
+    @precondition(lambda self: self.snapshot is not None and self.cursor != -1)
+    @rule(segments=st.integers(1, 9))
+    def snapshot_read(self, segments: int) -> None:
+        for _ in range(segments):
+            if self.cursor == -1:
+                return
+            records, cold, self.cursor = self.core.snapshot_read(self.cursor)
+            self.shot.update(self.split(records))
+            if len(cold):
+                late = np.concatenate([self.tier[int(fid)] for fid in cold])
+                self.shot.update(self.split(self.core.snapshot_claim(late)))
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule()
+    def snapshot_end(self) -> None:
+        saved = self.split(self.core.snapshot_end())
+        if self.cursor == -1:
+            assert not set(saved) & set(self.shot)
+            assert self.shot | saved == self.snapshot
+        self.snapshot = None
+
+    # --- what holds at all times ---
+
+    @invariant()
+    def counts_and_checks_agree(self) -> None:
+        if hasattr(self, "core"):
+            assert self.core.rows == len(self.rows)
+            assert self.core.check() == []
+
+    @invariant()
+    def walk_meets_every_id_once(self) -> None:
+        if hasattr(self, "core"):
+            cursor, met = 0, []
+            while cursor != -1:
+                fids, cursor = self.core.walk(cursor)
+                met.extend(int(fid) for fid in fids)
+            assert sorted(met) == sorted(self.rows)
+
+
+CoreMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, derandomize=True
+)
+TestTableCore = CoreMachine.TestCase
