@@ -91,6 +91,11 @@ def create_temporary(path: str) -> tuple[int, str]:
     return fd, temporary
 
 
+def as_buffers(data: Buffer | Sequence[Buffer]) -> Sequence[Buffer]:
+    """Return one or several buffers as a sequence of them."""
+    return [data] if isinstance(data, (bytes, bytearray, memoryview, np.ndarray)) else data
+
+
 def byte_view(data: Buffer) -> memoryview:
     """Return the bytes of a C-contiguous buffer, not copied."""
     view = data.data if isinstance(data, np.ndarray) else memoryview(data)
@@ -200,12 +205,11 @@ def write_durably(path: str, data: Buffer | Sequence[Buffer], *, replace: bool =
     FileExistsError
         The name is taken and `replace` is False.
     """
-    buffers = [data] if isinstance(data, Buffer) else list(data)
     fd, temporary = create_temporary(path)
     try:
         try:
             with disk_errors(path):
-                write_all(fd, buffers)
+                write_all(fd, as_buffers(data))
                 sync_file(fd)
         finally:
             os.close(fd)

@@ -14,7 +14,7 @@ import zstandard
 
 from monolith_kv._checksum import crc32c
 from monolith_kv.errors import CorruptionError, FormatVersionError
-from monolith_kv.storage.files import Buffer, byte_view
+from monolith_kv.storage.files import Buffer, as_buffers, byte_view
 from monolith_kv.storage.format import (
     BLOB_BYTES_MAX,
     FLAGS_KNOWN,
@@ -55,10 +55,9 @@ class Frame(NamedTuple):
 
 def split_payload(payload: Buffer | Sequence[Buffer], limit: int) -> list[list[memoryview]]:
     """Cut a payload into parts of at most `limit` bytes, without copying; at least one part."""
-    buffers = [payload] if isinstance(payload, Buffer) else payload
     parts: list[list[memoryview]] = [[]]
     room = limit
-    for view in map(byte_view, buffers):
+    for view in map(byte_view, as_buffers(payload)):
         while len(view):
             if not room:
                 parts.append([])
