@@ -1,0 +1,112 @@
+"""Switching folders: whatever the crash, one replica is there afterwards, old or new, whole."""
+
+from pathlib import Path
+
+import pytest
+from replication.faults import Crash, Faults
+
+import monolith_kv as mkv
+from monolith_kv.replication import folders
+from monolith_kv.replication.folders import WorkFolder
+
+
+def put(path: Path, content: str) -> None:
+    path.mkdir(parents=True)
+    for name in ("first", "second"):
+        (path / name).write_text(content)
+
+
+def content_of(path: Path) -> set[str]:
+    return {(path / name).read_text() for name in ("first", "second")}
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "two renames":
+        monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
+    return str(request.param)
+
+
+def test_a_switch_puts_the_staged_folder_in_place(folder: Path, exchange: str) -> None:
+    put(folder / "replica", "old")
+    work = WorkFolder(str(folder / "replica"))
+    put(Path(work.stage()), "new")
+    work.switch()
+    assert content_of(folder / "replica") == {"new"}
+    work.undo()
+    assert content_of(folder / "replica") == {"old"}
+    work.clear()
+    assert [p.name for p in Path(work.path).iterdir()] == ["LOCK"]
+    work.release()
+
+
+def test_a_switch_works_where_there_was_no_replica(folder: Path, exchange: str) -> None:
+    work = WorkFolder(str(folder / "replica"))
+    put(Path(work.stage()), "new")
+    work.switch()
+    assert content_of(folder / "replica") == {"new"}
+    work.release()
+
+
+def test_a_crash_at_any_step_of_a_switch_leaves_a_whole_replica(
+    folder: Path, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults(monkeypatch)
+    seen = set()
+    at, is_done = 0, False
+    while not is_done:
+        at += 1
+        replica = folder / f"{at}" / "replica"
+        put(replica, "old")
+        work = WorkFolder(str(replica))
+        put(Path(work.stage()), "new")
+        try:
+            with faults.crashing(at):
+                work.switch()
+                work.clear()
+            is_done = True
+        except Crash:
+            if exchange == "exchange":
+                assert len(content_of(replica)) == 1, "there is always one under its name"
+        work.release()
+        recover_under_crashes(replica, faults, at)
+        assert [p.name for p in Path(work.path).iterdir()] == ["LOCK"]
+        [content] = content_of(replica)
+        seen.add(content)
+    assert seen == {"old", "new"}
+    assert at > 5
+
+
+def recover_under_crashes(replica: Path, faults: Faults, seed: int) -> None:
+    """Recover, crashing in its course a few times at other places each time."""
+    for at in range(1 + seed % 3, 8, 2):
+        work = WorkFolder(str(replica))
+        try:
+            with faults.crashing(at):
+                work.recover()
+        except Crash:
+            continue
+        finally:
+            work.release()
+    work = WorkFolder(str(replica))
+    work.recover()
+    work.release()
+
+
+def test_a_second_follower_of_one_replica_is_refused(folder: Path) -> None:
+    work = WorkFolder(str(folder / "replica"))
+    with pytest.raises(mkv.StoreLockedError, match="pid"):
+        WorkFolder(str(folder / "replica"))
+    work.release()
+    WorkFolder(str(folder / "replica")).release()
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(folder: Path) -> None:
+    put(folder / "real", "old")
+    (folder / "replica").symlink_to("real")
+    work = WorkFolder(str(folder / "replica"))
+    put(Path(work.stage()), "new")
+    work.switch()
+    assert (folder / "replica").is_symlink()
+    assert content_of(folder / "real") == {"new"}
+    work.release()
