@@ -113,10 +113,10 @@ cdef inline float mean_square(const float* g, size_t dim) noexcept nogil:
     """Mean of the float32 squares. Added in float64, so that the order of adding hardly matters."""
     cdef double lanes[MEAN_LANES]
     cdef double total = 0.0
-    cdef size_t block, k
+    cdef size_t _block, k
     for k in range(MEAN_LANES):
         lanes[k] = 0.0
-    for block in range(dim // MEAN_LANES):
+    for _block in range(dim // MEAN_LANES):
         for k in range(MEAN_LANES):
             lanes[k] += g[k] * g[k]
         g += MEAN_LANES

@@ -314,7 +314,7 @@ cdef bint header_fits(const Sketch* sketch, const uint8_t* data, size_t n) noexc
 cdef inline uint32_t count_convert(
     uint32_t count, uint32_t from_bytes, uint32_t to_bytes
 ) noexcept nogil:
-    """Carry a count into a cell of another size. A full cell stands for any number, so stays full."""
+    """Carry a count into a cell of another size. A full cell stands for any number: it stays so."""
     if from_bytes < to_bytes and count == COUNT_MAX_NARROW:
         return COUNT_MAX_WIDE
     return count if count < cell_limit(to_bytes) else cell_limit(to_bytes)

@@ -1,4 +1,4 @@
-"""White-box doors for tests: each calls one internal function over arrays. Nothing shipped uses it."""
+"""White-box doors for tests: each calls one internal function. Nothing shipped uses them."""
 
 import numpy as np
 
@@ -157,7 +157,8 @@ cdef class SketchDoor:
 
     cdef Sketch sketch
 
-    def __cinit__(self, capacity, error=0.01, window_s=100, count_max=255):
+    def __init__(self, capacity, error=0.01, window_s=100, count_max=255):
+        sketch_destroy(&self.sketch)
         if sketch_create(&self.sketch, capacity, error, window_s, count_max) != STATUS_OK:
             raise MemoryError
 

@@ -1,3 +1,3 @@
-from collections.abc import Buffer
+from typing_extensions import Buffer
 
 def crc32c(data: Buffer, value: int = 0) -> int: ...
