@@ -216,6 +216,18 @@ cdef class Core:
         finally:
             self.unlock_all()
 
+    def set_initializers(self, initializers):
+        cdef size_t i
+        self.lock_all()
+        try:
+            for i, (kind, a, b, key) in enumerate(initializers):
+                self.policy.slices[i].initializer.kind = kind
+                self.policy.slices[i].initializer.a = a
+                self.policy.slices[i].initializer.b = b
+                self.policy.slices[i].initializer.key = key
+        finally:
+            self.unlock_all()
+
     def set_ttl(self, default_s, slots):
         cdef int64_t* by_slot = NULL
         cdef int64_t for_others = default_s

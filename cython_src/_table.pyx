@@ -68,10 +68,12 @@ from monolith_kv._view cimport (
     shard_seal_end,
     shard_seal_flip,
     shard_seal_read,
+    shard_seal_saved,
     shard_snapshot_claim,
     shard_snapshot_end,
     shard_snapshot_flip,
     shard_snapshot_read,
+    shard_touch,
 )
 from monolith_kv._write cimport shard_insert, shard_push, shard_remove, shard_upsert
 
@@ -523,6 +525,17 @@ cdef class TableCore(Core):
         rows = np.asarray(records).reshape(len(fids), self.policy.record_bytes)
         return np.ascontiguousarray(rows[wanted.view(np.bool_)]).reshape(-1)
 
+    def seal_saved(self):
+        cdef Buffer saved
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        buffer_init(&saved)
+        with nogil:
+            for shard in range(SHARDS):
+                status |= shard_seal_saved(&self.shards[shard], &saved)
+        raise_status(status)
+        return take_bytes(&saved)
+
     def seal_end(self):
         cdef Buffer saved
         cdef size_t shard
@@ -541,6 +554,32 @@ cdef class TableCore(Core):
             for shard in range(SHARDS):
                 status |= shard_seal_abort(&self.shards[shard])
             self.barrier.leave()
+        raise_status(status)
+
+    def touched_fids(self):
+        cdef Shard* shard
+        cdef size_t i
+        parts = []
+        self.lock_all()
+        try:
+            for i in range(SHARDS):
+                shard = &self.shards[i]
+                parts.append(np.frombuffer(PyBytes_of(&shard.touched), np.uint64))
+        finally:
+            self.unlock_all()
+        return np.unique(np.concatenate(parts))
+
+    def touch(self, const uint64_t[::1] ids):
+        cdef Batch batch
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        batch_of(&batch, ids)
+        with nogil:
+            self.barrier.enter()
+            for shard in range(SHARDS):
+                status |= shard_touch(&self.shards[shard], &batch, shard)
+            self.barrier.leave()
+            batch_destroy(&batch)
         raise_status(status)
 
     def snapshot_flip(self):

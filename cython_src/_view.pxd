@@ -20,10 +20,14 @@ cdef status_t shard_seal_read(
 # is_wanted, by position: is the record, read from overflow, still this view's to use?
 cdef void shard_seal_claim(
     Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted) noexcept nogil
+# Append the records saved so far; all of them, once every fid of the view was read.
+cdef status_t shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil
 # End the view; `saved` takes the records that were saved.
 cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil
 # End the view; everything in it counts as touched again.
 cdef status_t shard_seal_abort(Shard* shard) noexcept nogil
+# Count ids, there or not, as touched: their last state is in no delta yet.
+cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexcept nogil
 
 cdef void shard_snapshot_flip(Shard* shard) noexcept nogil
 # Append the records and the cold fids of the segment at hash `position`.

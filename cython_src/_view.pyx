@@ -1,6 +1,7 @@
 """Read a shard as it was at one instant. See _view.pxd."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from monolith_kv._arena cimport arena_header
 from monolith_kv._batch cimport Batch
@@ -113,6 +114,18 @@ cdef void shard_seal_claim(
     pthread_mutex_unlock(&shard.lock)
 
 
+cdef status_t shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil:
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    status = buffer_reserve(saved, shard.seal_saved.count)
+    if status == STATUS_OK and shard.seal_saved.count:
+        memcpy(
+            buffer_extend(saved, shard.seal_saved.count), shard.seal_saved.data,
+            shard.seal_saved.count)
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
 cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil:
     pthread_mutex_lock(&shard.lock)
     saved[0] = shard.seal_saved
@@ -145,6 +158,32 @@ cdef status_t shard_seal_abort(Shard* shard) noexcept nogil:
         buffer_free(&shard.seal_saved)
         buffer_free(&shard.seal_fids)
         shard.is_sealing = False
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexcept nogil:
+    cdef size_t count = batch.starts[number + 1] - batch.starts[number]
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t* cell
+    cdef status_t status
+    pthread_mutex_lock(&shard.lock)
+    status = buffer_reserve(&shard.touched, count * sizeof(fid_t))
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        if status != STATUS_OK:
+            break
+        position = batch.order[i]
+        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
+        if cell != NULL and cell_flags(shard, cell[0]) & shard.touched_flag:
+            continue
+        buffer_append_u64(&shard.touched, batch.fids[position])
+        if cell == NULL:
+            continue
+        if row_is_cold(cell[0]):
+            cell[0] |= <row_t>shard.touched_flag
+        else:
+            arena_header(&shard.arena, cell[0])[0] |= shard.touched_flag
     pthread_mutex_unlock(&shard.lock)
     return status
 
