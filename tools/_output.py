@@ -39,7 +39,8 @@ def exit_code(error: Exception) -> int:
 class Output:
     """Prints results and failures of one command."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, program: str, as_json: bool) -> None:
+        self.program = program
         self.as_json = as_json
 
     def result(self, values: Mapping[str, Any], text: str) -> None:
@@ -49,14 +50,9 @@ class Output:
 
     def failure(self, error: Exception | str) -> None:
         """Say on one line of standard error what went wrong."""
-        print(f"{program()}: {one_line(error)}", file=sys.stderr, flush=True)
+        print(f"{self.program}: {one_line(error)}", file=sys.stderr, flush=True)
         if self.as_json and isinstance(error, Exception):
             self.result({"error": one_line(error), "kind": type(error).__name__}, "")
-
-
-def program() -> str:
-    """Return the name of the command as it was called."""
-    return os.path.basename(sys.argv[0]).removesuffix(".py") or "mkv"
 
 
 def one_line(error: Exception | str) -> str:
@@ -78,8 +74,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
         None: those of the process.
     """
     arguments = parser.parse_args(argv)
-    output = Output(arguments.json)
-    warnings.showwarning = _warn
+    output = Output(parser.prog, arguments.json)
+    warnings.showwarning = lambda message, *rest, **more: print(
+        f"{parser.prog}: warning: {one_line(str(message))}", file=sys.stderr, flush=True
+    )
     try:
         code: int = arguments.run(arguments, output)
         sys.stdout.flush()
@@ -94,10 +92,6 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
         output.failure("stopped before the end; what was done so far is kept or was undone")
         return DIFFERENT
     return code
-
-
-def _warn(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-    print(f"{program()}: warning: {one_line(str(message))}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

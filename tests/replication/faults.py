@@ -67,10 +67,13 @@ class Faults:
             self._locks.pop().release()
 
     @contextlib.contextmanager
-    def crashing(self, at: int) -> Iterator[None]:
-        """Crash at the `at`-th operation of the block, if it has that many."""
+    def crashing(self, at: int, *, everything: bool = False) -> Iterator[None]:
+        """Crash at the `at`-th operation of the block, if it has that many.
+
+        What dies with it are the locks taken in the block, or all of them.
+        """
         self.count, self.crash_at = 0, at
-        locks = len(self._locks)
+        locks = 0 if everything else len(self._locks)
         try:
             yield
         except Crash:

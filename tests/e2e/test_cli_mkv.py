@@ -1,0 +1,153 @@
+"""mkv from the outside: stat, inspect, verify, snapshot, restore."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from e2e.tools import Ran, call
+
+import monolith_kv as mkv
+
+
+@pytest.fixture
+def store_path(store_dir: Path) -> Path:
+    """A closed store with two deltas, a snapshot between them and dense parameters."""
+    with mkv.open(store_dir, delta_interval=None) as store:
+        table = store.create_table("item", dim=4)
+        store.create_table("user", dim=2)
+        table.upsert(np.arange(10), np.ones((10, 4), np.float32))
+        store.seal(cursor={"offset": 3})
+        store.snapshot()
+        table.upsert(np.arange(10, 15), np.ones((5, 4), np.float32))
+        store.dense.publish({"w": np.arange(3, dtype=np.float32)})
+        store.seal()
+    return store_dir
+
+
+def failed(ran: Ran, code: int) -> str:
+    assert ran.code == code, ran
+    [line] = ran.err.splitlines()
+    assert line.startswith("mkv: ")
+    return line
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_stat_tells_what_a_store_holds(store_path: Path) -> None:
+    ran = call("mkv", "stat", store_path, "--json")
+    assert ran.code == 0, ran
+    [found] = ran.lines()
+    assert (found["kind"], found["sequence"], found["rows"]) == ("store", 2, 15)
+    assert found["cursor"] == {"offset": 3}
+    assert [(t["name"], t["dim"], t["rows"]) for t in found["tables"]] == [
+        ("item", 4, 15),
+        ("user", 2, 0),
+    ]
+    with mkv.open(store_path, "r") as store:
+        assert found["digest"] == store.digest()
+    text = call("mkv", "stat", store_path)
+    assert "15 rows" in text.out
+    failed(call("mkv", "stat", store_path.parent / "nothing"), 4)
+
+
+def test_stat_works_beside_a_writer(store_path: Path) -> None:
+    with mkv.open(store_path, delta_interval=None):
+        assert call("mkv", "stat", store_path).code == 0
+
+
+def test_inspect_reads_every_file(store_path: Path) -> None:
+    target = store_path.parent / "target"
+    assert call("mkv-replicate", "push", store_path, target, "--once").code == 0
+    paths = [p for top in (store_path, target) for p in top.rglob("*") if p.is_file()]
+    kinds = set()
+    for path in paths:
+        ran = call("mkv", "inspect", path)
+        assert ran.code == 0, ran
+        assert path.name in ran.out
+        kinds.update(line for line in ran.out.splitlines() if line.startswith("type: "))
+    assert {kind.split()[1].rstrip(",") for kind in kinds} >= {
+        "manifest",
+        "delta",
+        "snapshot",
+        "target",
+    }
+    lines = call("mkv", "inspect", store_path / "MANIFEST", "--json").lines()
+    assert any("manifest" in line["text"] for line in lines)
+
+
+def test_inspect_of_a_damaged_file_names_the_place(store_path: Path) -> None:
+    path = next(store_path.rglob("*.snapshot"))
+    flip(path)
+    assert "at byte" in failed(call("mkv", "inspect", path), 3)
+    failed(call("mkv", "inspect", store_path / "nothing"), 4)
+
+
+def test_verify_of_a_good_store(store_path: Path) -> None:
+    ran = call("mkv", "verify", store_path, "--json")
+    assert (ran.code, ran.lines()) == (0, [{"good": True}])
+
+
+def test_verify_of_a_damaged_store_and_salvage(store_path: Path) -> None:
+    path = sorted(store_path.rglob("*.delta"))[-1]
+    flip(path)
+    ran = call("mkv", "verify", store_path)
+    assert ran.code == 1, ran
+    assert path.name in ran.out
+    saved = store_path.parent / "saved"
+    ran = call("mkv", "verify", store_path, "--salvage", saved)
+    assert ran.code == 1, ran
+    with mkv.open(saved, "r") as store:
+        assert len(store.table("item")) >= 10
+    failed(call("mkv", "verify", store_path.parent / "nothing"), 4)
+
+
+def test_snapshot_and_restore(store_path: Path) -> None:
+    path = store_path.parent / "today.snapshot"
+    ran = call("mkv", "snapshot", store_path, path, "--json")
+    assert ran.code == 0, ran
+    [found] = ran.lines()
+    assert (found["path"], found["rows"], found["sequence"]) == (str(path), 15, 2)
+    restored = store_path.parent / "restored"
+    ran = call("mkv", "restore", path, restored, "--json")
+    assert ran.code == 0, ran
+    assert ran.lines()[0]["rows"] == 15
+    assert call("mkv-replicate", "verify", store_path, restored).code == 0
+    failed(call("mkv", "snapshot", store_path, path), 3)
+    failed(call("mkv", "restore", path, restored), 3)
+    assert call("mkv", "snapshot", store_path).code == 0
+
+
+def test_several_snapshots_become_one_store(store_path: Path) -> None:
+    other = store_path.parent / "other"
+    with mkv.open(other, delta_interval=None) as store:
+        store.create_table("item", dim=4).upsert([100], np.ones((1, 4), np.float32))
+        store.create_table("user", dim=2)
+        store.snapshot(store_path.parent / "b.snapshot")
+    call("mkv", "snapshot", store_path, store_path.parent / "a.snapshot")
+    paths = [store_path.parent / f"{name}.snapshot" for name in "ab"]
+    ran = call("mkv", "restore", *paths, store_path.parent / "both", "--json")
+    assert ran.code == 0, ran
+    assert ran.lines()[0]["rows"] == 16
+
+
+def test_snapshot_of_a_store_in_use_is_refused(store_path: Path) -> None:
+    with mkv.open(store_path, delta_interval=None):
+        assert "pid" in failed(call("mkv", "snapshot", store_path), 3)
+    failed(call("mkv", "snapshot", store_path.parent / "nothing"), 4)
+
+
+def test_a_replica_is_not_made_a_primary_by_a_snapshot(store_path: Path) -> None:
+    replica = store_path.parent / "replica"
+    call("mkv-replicate", "follow", store_path, replica, "--once")
+    assert "replica" in failed(call("mkv", "snapshot", replica), 3)
+
+
+def test_wrong_usage_is_2(store_path: Path) -> None:
+    for arguments in ([], ["stat"], ["restore", "one"], ["dance"]):
+        assert call("mkv", *arguments).code == 2
+    for arguments in ([], ["stat"], ["inspect"], ["verify"], ["snapshot"], ["restore"]):
+        assert call("mkv", *arguments, "--help").code == 0
