@@ -59,8 +59,8 @@ def disk_errors(path: str) -> Iterator[None]:
         lmdb = sys.modules.get("lmdb")  # Not imported here: most stores never overflow.
         if lmdb is None or not isinstance(error, lmdb.Error):
             raise
-        full = isinstance(error, lmdb.MapFullError) or os.strerror(errno.ENOSPC) in str(error)
-        if not full:
+        reasons = [os.strerror(number) for number in FULL_ERRNOS]
+        if not isinstance(error, lmdb.MapFullError) and not any(r in str(error) for r in reasons):
             raise
         raise StoreFullError(
             f"the overflow tier {path} is full: {error}; raise overflow_limit or memory_limit, "
