@@ -19,6 +19,7 @@ if not (VIEW / "monolith_kv").is_symlink():
 # No -march=native and no -ffast-math: wheels run on any machine of their architecture, and
 # -ffp-contract=off keeps kernels equal to the NumPy oracle where the compiler could fuse.
 FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-Wno-sign-compare", "-Wno-unused-function"]  # Of what Cython writes, not of ours.
 TRANSLATE = {"build_dir": "build/c", "include_path": [str(VIEW)], "nthreads": JOBS}
 DIRECTIVES = {
     "boundscheck": DEBUG,

@@ -23,18 +23,21 @@ CYTHON_RANKS = [
     ["_read", "_write", "_view", "_tier", "_expiry"],
     ["_admission", "_pooling"],
     ["_core"],
+    ["_records"],
+    ["_views"],
     ["_table"],
     ["_testing"],
 ]
 # Modules that Python sees; all others are structs and functions without a Python object.
-CYTHON_DOORS = {"_checksum", "_core", "_table", "_testing"}
+CYTHON_DOORS = {"_checksum", "_core", "_records", "_views", "_table", "_testing"}
 
 PYTHON_RANKS = [
     ["errors", "storage", "_checksum"],
-    ["units", "storage.files"],
+    ["units", "validation", "storage.files"],
     ["optimizers", "initializers", "policies", "lineage", "published", "storage.format"],
-    ["schema", "storage.record_file"],
-    ["storage.log_file", "storage.contents"],
+    ["schema", "storage.framing"],
+    ["storage.record_file", "storage.log_file"],
+    ["storage.contents"],
     [
         "storage.manifest",
         "storage.delta_log",
@@ -44,7 +47,11 @@ PYTHON_RANKS = [
         "storage.overflow",
         "storage.dense",
     ],
+    ["storage.inspect"],
     ["_core", "_table"],
+    ["state"],
+    ["budget"],
+    ["calls"],
     ["table"],
     ["storage.recovery"],
     ["maintenance"],
