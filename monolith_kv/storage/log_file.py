@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.errors import ClosedError, Error
+from monolith_kv.errors import ClosedError, Error, StoreFullError
 from monolith_kv.storage import files
 from monolith_kv.storage.files import Buffer
 from monolith_kv.storage.format import (
@@ -48,7 +48,7 @@ SCAN_BYTES = 8 << 20
 
 
 class Torn(NamedTuple):
-    """A tail that was being written when the writer died: where, bytes, records seen in it."""
+    """A tail that was being written when the writer died: where, bytes, records (at least)."""
 
     offset: int
     bytes: int
@@ -177,10 +177,17 @@ class LogWriter:
             try:
                 if clean:
                     self._finish()
-            finally:
-                os.close(self._fd)
-                self._fd = -1
-                self._turn.notify_all()
+            except StoreFullError:
+                raise  # As after `append`: it stays open, close it again when there is room.
+            except BaseException:
+                self._shut()
+                raise
+            self._shut()
+
+    def _shut(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        self._turn.notify_all()
 
     def _finish(self) -> None:
         self._check()
@@ -395,21 +402,31 @@ class LogReader:
     def _later_records(self, offset: int) -> list[Part]:
         """Return the good records from `offset` on, whatever lies between them."""
         found: list[Part] = []
-        while offset + RECORD_HEADER_BYTES <= self.size:
-            window = _read_at(self._fd, offset, SCAN_BYTES)
-            step = len(window) - RECORD_HEADER_BYTES + ALIGNMENT
-            moved = False
-            for start in _candidates(window, offset):
+        while (start := self._next_record(offset)) is not None:
+            # Mostly the next record starts where this one ends: then nothing is searched.
+            while start < self.size:
                 try:
                     part = read_part(self._source, start, self.size, self.header.seed, None)
                 except Damage:
-                    continue
+                    break
                 found.append(part._replace(payload=memoryview(b"")))
-                offset, moved = part.end, True
-                break
-            if not moved:
-                offset += step // ALIGNMENT * ALIGNMENT
+                start = part.end
+            offset = start
         return found
+
+    def _next_record(self, offset: int) -> int | None:
+        """Return where the first good record at or behind `offset` starts."""
+        while offset + RECORD_HEADER_BYTES <= self.size:
+            window = _read_at(self._fd, offset, SCAN_BYTES)
+            for start in _candidates(window, offset):
+                try:
+                    read_part(self._source, start, self.size, self.header.seed, None)
+                except Damage:
+                    continue
+                return start
+            # The next window overlaps by a header less one word: none falls between the two.
+            offset += (len(window) - RECORD_HEADER_BYTES) // ALIGNMENT * ALIGNMENT + ALIGNMENT
+        return None
 
     def _has_hole(self, start: int, end: int) -> bool:
         """Tell whether a whole sector that overlaps [start, end) is zero."""
