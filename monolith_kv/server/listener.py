@@ -55,7 +55,7 @@ class Listener:
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}  # Guarded by _lock.
         self._in_flight = 0  # Guarded by _lock.
-        self._closing = False
+        self._closing = threading.Event()
         family, target = protocol.parse_address(address)
         self._path: str | None = None
         self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -79,9 +79,9 @@ class Listener:
     def close(self) -> None:
         """Stop to listen and end every connection; again: nothing."""
         with self._lock:
-            if self._closing:
+            if self._closing.is_set():
                 return
-            self._closing = True
+            self._closing.set()
             connections = dict(self._connections)
         # shutdown() wakes a thread that waits in accept() or recv(); close() alone does not.
         for each in (self._socket, *connections):
@@ -95,18 +95,18 @@ class Listener:
                 os.unlink(self._path)
 
     def _accept(self) -> None:
-        while not self._closing:
+        while not self._closing.is_set():
             try:
                 connection, _ = self._socket.accept()
             except OSError as error:
-                if not self._closing:
+                if not self._closing.is_set():
                     _log.error("accepting connections has ended: %s", error)
                 return
             thread = threading.Thread(
                 target=self._serve, args=(connection,), name="mkv-connection", daemon=True
             )
             with self._lock:
-                full = self._closing or len(self._connections) >= self._limits.connections
+                full = self._closing.is_set() or len(self._connections) >= self._limits.connections
                 if not full:
                     self._connections[connection] = thread
             if full:
@@ -126,7 +126,7 @@ class Listener:
             while self._serve_one(connection):
                 pass
         except (OSError, ServerError) as error:
-            if not self._closing:
+            if not self._closing.is_set():
                 _log.debug("a connection has ended: %s", error)
         finally:
             with self._lock:

@@ -262,7 +262,7 @@ def pack_request(table: str, fids: NDArray[np.uint64], fields: int) -> list[byte
     """Return the body of a lookup or score request."""
     name = table.encode("ascii")
     head = LOOKUP.pack(len(name), 0, fields, len(fids) // fields) + name
-    return [head, memoryview(np.ascontiguousarray(fids, "<u8").view(np.uint8))]
+    return [head, np.ascontiguousarray(fids, "<u8").view(np.uint8).data]
 
 
 def unpack_request(body: bytearray, limits: Limits) -> Request:
@@ -290,8 +290,8 @@ def pack_answer(answer: Answer) -> list[bytes | memoryview]:
     values = np.ascontiguousarray(answer.values, "<f4")
     dim = values.shape[1] if values.ndim == 2 else 1
     head = ROWS.pack(answer.sequence, answer.epoch, len(values), dim)
-    found = memoryview(np.ascontiguousarray(answer.found).view(np.uint8))
-    return [head, memoryview(values.reshape(-1).view(np.uint8)), found]
+    found = np.ascontiguousarray(answer.found).view(np.uint8).data
+    return [head, values.reshape(-1).view(np.uint8).data, found]
 
 
 def unpack_answer(body: bytearray, count: int, *, scores: bool) -> Answer:

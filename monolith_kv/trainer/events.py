@@ -56,7 +56,9 @@ def make_fids(slot: int, values: ArrayLike) -> NDArray[np.uint64]:
     if array.ndim != 1:
         raise ValueError(f"values must be one-dimensional, got {array.ndim} dimensions")
     if array.dtype.kind in "iu":
-        hashed = _mix(array.astype(np.int64 if array.dtype.kind == "i" else np.uint64))
+        # By way of int64, so that -1 is the same value in every width.
+        wide = array.astype(np.int64) if array.dtype.kind == "i" else array
+        hashed = _mix(wide.astype(np.uint64))
     elif array.dtype.kind == "U" or (
         array.dtype == object and all(isinstance(value, str) for value in array)
     ):
@@ -67,8 +69,8 @@ def make_fids(slot: int, values: ArrayLike) -> NDArray[np.uint64]:
     return low | np.uint64(slot << VALUE_BITS)
 
 
-def _mix(values: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint64]:
-    mixed = values.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in _MIX:
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return mixed

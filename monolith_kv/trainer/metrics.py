@@ -28,8 +28,8 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """
     positive = np.asarray(labels) > 0.5
     _, inverse, counts = np.unique(np.asarray(scores), return_inverse=True, return_counts=True)
-    hits = np.bincount(inverse, weights=positive, minlength=len(counts))
-    return _area(hits, counts - hits)
+    hits = np.bincount(inverse, weights=positive, minlength=len(counts)).astype(np.float64)
+    return _area(hits, counts.astype(np.float64) - hits)
 
 
 class ProgressiveAuc:

@@ -100,8 +100,8 @@ class DenseWeights:
             if prefix + _POSITION in arrays:
                 found.append(int(arrays[prefix + _POSITION][0]))
                 if found[-1] == position:
-                    values = (np.array(arrays[prefix + name], np.float32) for name in _NAMES)
-                    return cls(*values, position=position)
+                    parts = [np.array(arrays[prefix + name], np.float32) for name in _NAMES]
+                    return cls(parts[0], parts[1], parts[2], position)
         raise ValueError(
             f"dense weights must stand at position {position} of the rows, found {found}; "
             "train from a snapshot, or from the start"

@@ -1,0 +1,1 @@
+"""Benchmarks: the engine against a yardstick in the same process, as ratios."""
