@@ -1,6 +1,6 @@
 """rows <-> bytes: the one row encoding of log, snapshot, overflow and wire. All inline.
 
-    fid u64 | timestamp i64, whole seconds | embedding f32 x dim | optimizer state f32 x state_floats
+    fid u64 | timestamp i64, whole seconds | embedding f32 x dim | state f32 x state_floats
 
 Little-endian. Records of one table are equally long, so a block of them is an array.
 """

@@ -1,12 +1,13 @@
 """What a table is made of: shards, policy, barrier; made and settled here, worked by _table."""
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.math cimport floor
+from libc.stdint cimport uint64_t
 
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
 from monolith_kv._hashing cimport SHARDS
 from monolith_kv._shard cimport Policy, Shard
-from monolith_kv._types cimport fid_t, status_t
+from monolith_kv._types cimport fid_t, status_t, unix_s_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_rwlock_t:
@@ -36,3 +37,10 @@ cdef object take_bytes(Buffer* buffer)
 cdef object take_fids(Buffer* buffer)
 cdef const fid_t* fids_of(const uint64_t[::1] fids) noexcept
 cdef int batch_of(Batch* batch, const uint64_t[::1] fids) except -1
+
+
+cdef inline unix_s_t whole_seconds(double now) noexcept nogil:
+    # Beyond what a header holds it makes no difference. Not-a-number is before all times.
+    if not now > -1e15:
+        return -1000000000000000
+    return <unix_s_t>floor(now) if now < 1e15 else 1000000000000000

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from cpython.bytearray cimport PyByteArray_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
@@ -36,13 +36,11 @@ from monolith_kv._sketch cimport (
     sketch_size_bytes,
 )
 from monolith_kv._types cimport (
-    STATUS_BAD_DATA,
     STATUS_FULL,
     STATUS_NOT_FINITE,
     STATUS_OK,
     STATUS_OUT_OF_MEMORY,
     fid_t,
-    row_t,
     status_t,
 )
 
@@ -76,7 +74,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_rwlock_unlock(pthread_rwlock_t* lock)
 
 if sys.byteorder != "little":
-    raise ImportError("monolith_kv needs a little-endian machine: its files hold floats as they lie")
+    raise ImportError("monolith_kv needs a little-endian machine: files hold floats as they lie")
 
 
 cdef int raise_status(status_t status) except -1:
@@ -88,7 +86,7 @@ cdef int raise_status(status_t status) except -1:
         raise ValueError("the gradients of an id add up to more than float32 holds; clip them")
     if status == STATUS_FULL:
         raise StoreFullError("no room for new ids: raise memory_limit or overflow_limit, or expire")
-    raise ValueError("bytes that this table did not write, or that were written under other settings")
+    raise ValueError("bytes that this table did not write, or not under the settings it has now")
 
 
 cdef object take_bytes(Buffer* buffer):

@@ -1,7 +1,7 @@
 """fid -> row number: an extendible directory of small cuckoo tables (segments).
 
 A bucket is one cache line of five cells; a fid lives in one of two buckets (Pagh and Rodler 2004,
-with buckets as in Dietzfelbinger and Weidling 2007). A 6-bit tag a cell says which of them are worth
+with buckets as in Dietzfelbinger and Weidling 2007). A 6-bit tag a cell says which are worth
 comparing; tag 0 is an empty cell. Each segment owns a range of hashes and grows by itself, by a
 part of its size and up to SEGMENT_ROWS_MAX, then splits in two (Fagin et al. 1979): so no caller
 ever waits for more than one segment to be rebuilt. Guarded by shard.lock.

@@ -28,7 +28,7 @@ cdef extern from *:
 
 cdef struct PathNode:
     uint32_t bucket
-    int parent       # node whose bucket a fid would leave for this one; -1: one of the newcomer's own
+    int parent       # node whose bucket a fid would leave for this one; -1: the newcomer's own
     uint32_t cell    # the cell of that fid there
 
 cdef enum:
@@ -49,7 +49,7 @@ cdef double LOAD_REBUILT = 0.72
 cdef inline int bucket_find(const Bucket* bucket, fid_t fid, uint32_t tag) noexcept nogil:
     """The cell that holds `fid`, or -1."""
     cdef uint32_t differing = bucket.tags ^ (tag * <uint32_t>TAG_ONES)
-    # A zero tag field shows as its high bit. A borrow may show one too many, so tags are compared
+    # A zero tag shows as its high bit. A borrow may show one too many, so tags are compared
     # again: an empty cell may still hold a fid that was erased.
     cdef uint32_t equal = (differing - <uint32_t>TAG_ONES) & ~differing & <uint32_t>TAG_HIGHS
     cdef uint32_t cell
@@ -77,7 +77,7 @@ cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noe
 cdef void cuckoo_find(
     const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
 ) noexcept nogil:
-    """Find at most FIND_GROUP fids; cells[i] points to the row number of fids[i], NULL if absent."""
+    """Find at most FIND_GROUP fids; cells[i] points to the row number of fids[i], or is NULL."""
     cdef Bucket* buckets[FIND_GROUP]
     cdef uint32_t missed[FIND_GROUP]
     cdef size_t misses = 0

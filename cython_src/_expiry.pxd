@@ -34,6 +34,8 @@ cdef inline int64_t policy_ttl_s(const Policy* policy, fid_t fid) noexcept nogil
     return policy.ttl_s
 
 
-cdef inline bint is_expired(const Policy* policy, fid_t fid, unix_s_t time, unix_s_t now) noexcept nogil:
+cdef inline bint is_expired(
+    const Policy* policy, fid_t fid, unix_s_t time, unix_s_t now
+) noexcept nogil:
     cdef int64_t ttl_s = policy_ttl_s(policy, fid)
     return ttl_s > 0 and now - time >= ttl_s

@@ -1,6 +1,6 @@
 """Which rows are past their TTL; sparse memory given back. See _expiry.pxd."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from monolith_kv._arena cimport (
@@ -27,7 +27,6 @@ from monolith_kv._cuckoo cimport (
 )
 from monolith_kv._row cimport row_is_cold, row_time
 from monolith_kv._shard cimport (
-    Policy,
     Shard,
     locked_remove,
     locked_reserve,

@@ -15,7 +15,7 @@ cdef enum:
 
 
 cdef inline uint64_t hash_mix(uint64_t x) noexcept nogil:
-    """Finaliser of SplitMix64, variant 13 (Stafford 2011): every input bit reaches every output bit."""
+    """Finaliser of SplitMix64, variant 13 (Stafford 2011): each bit in reaches each bit out."""
     x ^= x >> 30
     x *= <uint64_t>0xBF58476D1CE4E5B9ULL
     x ^= x >> 27

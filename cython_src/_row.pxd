@@ -47,7 +47,7 @@ cdef inline unix_s_t row_clamp_time(unix_s_t now) noexcept nogil:
 
 
 cdef inline uint64_t row_renew(uint64_t header, unix_s_t now) noexcept nogil:
-    """Set the time to `now`, never to an earlier one: a clock that jumps back makes no row older."""
+    """Set the time to `now`, never to an earlier one: a clock going back makes no row older."""
     if now <= row_time(header):
         return header
     return (header & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1)) | (<uint64_t>now << ROW_TIME_SHIFT)

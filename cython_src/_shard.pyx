@@ -14,7 +14,6 @@ from monolith_kv._arena cimport (
 )
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport (
-    Buffer,
     buffer_append_u64,
     buffer_extend,
     buffer_free,

@@ -7,8 +7,7 @@ them there.
 
 import numpy as np
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from monolith_kv._admission cimport shard_pull, shard_see
 from monolith_kv._batch cimport (
@@ -23,73 +22,26 @@ from monolith_kv._batch cimport (
     unique_destroy,
 )
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
-from monolith_kv._codec cimport load_le64, store_le64
 from monolith_kv._core cimport (
-    Core,
     batch_of,
     fids_of,
     raise_status,
     take_bytes,
     take_fids,
+    whole_seconds,
 )
-from monolith_kv._expiry cimport (
-    shard_expire,
-    shard_expired,
-    shard_shrink,
-    shard_shrink_begin,
-    shard_shrink_end,
-)
-from monolith_kv._hashing cimport SHARDS, hash_shard
+from monolith_kv._hashing cimport SHARDS
 from monolith_kv._pooling cimport pool_bags
 from monolith_kv._read cimport shard_contains, shard_lookup, shard_state, shard_timestamps
 from monolith_kv._shard cimport Shard, pthread_mutex_lock, pthread_mutex_unlock
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
-from monolith_kv._tier cimport (
-    shard_apply,
-    shard_apply_removals,
-    shard_cold,
-    shard_coldest,
-    shard_evict,
-    shard_pack,
-    shard_promote,
-    shard_walk,
-)
-from monolith_kv._types cimport (
-    STATUS_BAD_DATA,
-    STATUS_OK,
-    STATUS_OUT_OF_MEMORY,
-    fid_t,
-    status_t,
-    unix_s_t,
-)
-from monolith_kv._view cimport (
-    shard_seal_abort,
-    shard_seal_claim,
-    shard_seal_end,
-    shard_seal_flip,
-    shard_seal_read,
-    shard_seal_saved,
-    shard_snapshot_claim,
-    shard_snapshot_end,
-    shard_snapshot_flip,
-    shard_snapshot_read,
-    shard_touch,
-)
+from monolith_kv._types cimport STATUS_OK, fid_t, status_t, unix_s_t
+from monolith_kv._views cimport Views
 from monolith_kv._write cimport shard_insert, shard_push, shard_remove, shard_upsert
 
 from monolith_kv._core import Barrier
 
 __all__ = ["Barrier", "TableCore"]
-
-cdef extern from "<math.h>" nogil:
-    double floor(double value)
-
-
-cdef inline unix_s_t whole_seconds(double now) noexcept nogil:
-    # Beyond what a row's header holds it makes no difference.
-    if not now > -1e15:
-        return -1000000000000000
-    return <unix_s_t>floor(now) if now < 1e15 else 1000000000000000
 
 
 cdef object cold_positions(Buffer* cold):
@@ -99,7 +51,7 @@ cdef object cold_positions(Buffer* cold):
     return take_bytes(cold).view(np.int64)
 
 
-cdef class TableCore(Core):
+cdef class TableCore(Views):
     """One table's rows. See monolith_kv/_table.pyi for what each method takes and gives."""
 
     # --- reads -------------------------------------------------------------------------------
@@ -186,20 +138,6 @@ cdef class TableCore(Core):
             batch_destroy(&batch)
         raise_status(status)
         return cold_positions(&cold)
-
-    def cold(self, const uint64_t[::1] ids):
-        cdef Batch batch
-        cdef Buffer cold
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        buffer_init(&cold)
-        batch_of(&batch, ids)
-        with nogil:
-            for shard in range(SHARDS):
-                status |= shard_cold(&self.shards[shard], &batch, shard, &cold)
-            batch_destroy(&batch)
-        raise_status(status)
-        return np.unique(take_fids(&cold))
 
     # --- changes -----------------------------------------------------------------------------
 
@@ -313,304 +251,6 @@ cdef class TableCore(Core):
         raise_status(status)
         return removed
 
-    # --- records -----------------------------------------------------------------------------
-
-    cdef object record_fids(self, const uint8_t[::1] records):
-        """The ids of an array of records."""
-        cdef size_t size = self.policy.record_bytes
-        if records.shape[0] % size:
-            raise ValueError(f"{records.shape[0]} bytes are no whole number of records of {size}")
-        return np.ascontiguousarray(
-            np.asarray(records).reshape(-1, size)[:, :8]).view(np.uint64).reshape(-1)
-
-    def apply(self, const uint8_t[::1] records, const uint64_t[::1] removed):
-        cdef Batch batch
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        fids = self.record_fids(records)
-        if len(fids):
-            batch_of(&batch, fids)
-            with nogil:
-                self.barrier.enter()
-                for shard in range(SHARDS):
-                    status |= shard_apply(&self.shards[shard], &batch, shard, &records[0])
-                self.barrier.leave()
-                batch_destroy(&batch)
-            raise_status(status)
-        batch_of(&batch, removed)
-        with nogil:
-            self.barrier.enter()
-            for shard in range(SHARDS):
-                status |= shard_apply_removals(&self.shards[shard], &batch, shard)
-            self.barrier.leave()
-            batch_destroy(&batch)
-        raise_status(status)
-
-    def pack(self, const uint64_t[::1] ids):
-        cdef Batch batch
-        cdef Buffer records, cold
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        buffer_init(&records)
-        buffer_init(&cold)
-        batch_of(&batch, ids)
-        with nogil:
-            for shard in range(SHARDS):
-                status |= shard_pack(&self.shards[shard], &batch, shard, &records, &cold)
-            batch_destroy(&batch)
-        raise_status(status)
-        return take_bytes(&records), take_fids(&cold)
-
-    def promote(self, const uint8_t[::1] records):
-        cdef Batch batch
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        fids = self.record_fids(records)
-        if len(fids) == 0:
-            return
-        batch_of(&batch, fids)
-        with nogil:
-            for shard in range(SHARDS):
-                status |= shard_promote(&self.shards[shard], &batch, shard, &records[0])
-            batch_destroy(&batch)
-        raise_status(status)
-
-    def evict(self, const uint64_t[::1] ids):
-        cdef Batch batch
-        cdef size_t shard
-        cdef uint64_t evicted = 0
-        batch_of(&batch, ids)
-        with nogil:
-            for shard in range(SHARDS):
-                evicted += shard_evict(&self.shards[shard], &batch, shard)
-            batch_destroy(&batch)
-        return evicted * (self.policy.record_bytes - 8)
-
-    def coldest(self, count, bint dirty):
-        cdef Buffer fids
-        cdef size_t shard
-        cdef size_t part = (count + SHARDS - 1) // SHARDS
-        cdef status_t status = STATUS_OK
-        buffer_init(&fids)
-        self.lock_all()
-        self.policy.counts_heat = True
-        self.unlock_all()
-        with nogil:
-            for shard in range(SHARDS):
-                status |= shard_coldest(&self.shards[shard], part, dirty, &fids)
-        raise_status(status)
-        return np.unique(take_fids(&fids))
-
-    def walk(self, cursor):
-        cdef Buffer fids
-        cdef uint64_t position = cursor
-        cdef uint64_t next_position = 0
-        cdef status_t status
-        buffer_init(&fids)
-        with nogil:
-            status = shard_walk(
-                &self.shards[hash_shard(position)], position, &fids, &next_position)
-        raise_status(status)
-        return take_fids(&fids), next_position if next_position else -1
-
-    # --- expiry ------------------------------------------------------------------------------
-
-    def expired(self, cursor, double now):
-        cdef Buffer fids, cold
-        cdef uint64_t position = cursor
-        cdef uint64_t next_position = 0
-        cdef unix_s_t now_s = whole_seconds(now)
-        cdef status_t status
-        buffer_init(&fids)
-        buffer_init(&cold)
-        with nogil:
-            status = shard_expired(
-                &self.shards[hash_shard(position)], position, now_s, &fids, &cold,
-                &next_position)
-        raise_status(status)
-        return take_fids(&fids), take_fids(&cold), next_position if next_position else -1
-
-    def expire(self, const uint64_t[::1] ids, double now):
-        cdef Batch batch
-        cdef Buffer removed
-        cdef size_t shard
-        cdef unix_s_t now_s = whole_seconds(now)
-        cdef status_t status = STATUS_OK
-        buffer_init(&removed)
-        batch_of(&batch, ids)
-        with nogil:
-            self.barrier.enter()
-            for shard in range(SHARDS):
-                status |= shard_expire(&self.shards[shard], &batch, shard, now_s, &removed)
-            self.barrier.leave()
-            batch_destroy(&batch)
-        raise_status(status)
-        return take_fids(&removed)
-
-    def shrink(self, cursor):
-        cdef uint64_t position = cursor
-        cdef uint64_t next_position = 0
-        cdef size_t shard = hash_shard(position)
-        cdef bint is_first = position << 3 == 0
-        cdef status_t status
-        before = self.memory()
-        with nogil:
-            if is_first:
-                shard_shrink_begin(&self.shards[shard])
-            status = shard_shrink(&self.shards[shard], position, &next_position)
-            if hash_shard(next_position) != shard or next_position == 0:
-                shard_shrink_end(&self.shards[shard])
-        raise_status(status)
-        after = self.memory()
-        freed = sum(before[kind] - after[kind] for kind in ("rows", "index"))
-        return max(freed, 0), next_position if next_position else -1
-
-    # --- views -------------------------------------------------------------------------------
-
-    def seal_flip(self):
-        cdef size_t shard
-        with nogil:
-            for shard in range(SHARDS):
-                shard_seal_flip(&self.shards[shard])
-
-    def seal_fids(self):
-        cdef size_t shard
-        cdef Buffer* fids
-        parts = []
-        for shard in range(SHARDS):
-            fids = &self.shards[shard].seal_fids
-            if fids.count:
-                parts.append(np.array(<uint64_t[:fids.count // sizeof(fid_t)]><uint64_t*>fids.data))
-        return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
-
-    def seal_read(self, const uint64_t[::1] ids):
-        cdef Batch batch
-        cdef Buffer records, absent, cold
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        buffer_init(&records)
-        buffer_init(&absent)
-        buffer_init(&cold)
-        batch_of(&batch, ids)
-        with nogil:
-            for shard in range(SHARDS):
-                status |= shard_seal_read(
-                    &self.shards[shard], &batch, shard, &records, &absent, &cold)
-            batch_destroy(&batch)
-        raise_status(status)
-        return take_bytes(&records), take_fids(&absent), take_fids(&cold)
-
-    def seal_claim(self, const uint8_t[::1] records):
-        return self.claim(records, True)
-
-    def snapshot_claim(self, const uint8_t[::1] records):
-        return self.claim(records, False)
-
-    cdef object claim(self, const uint8_t[::1] records, bint is_seal):
-        cdef Batch batch
-        cdef size_t shard
-        fids = self.record_fids(records)
-        wanted = np.zeros(len(fids), np.uint8)
-        cdef uint8_t[::1] is_wanted = wanted
-        if len(fids) == 0:
-            return np.asarray(records)
-        batch_of(&batch, fids)
-        with nogil:
-            for shard in range(SHARDS):
-                if is_seal:
-                    shard_seal_claim(&self.shards[shard], &batch, shard, &is_wanted[0])
-                else:
-                    shard_snapshot_claim(&self.shards[shard], &batch, shard, &is_wanted[0])
-            batch_destroy(&batch)
-        rows = np.asarray(records).reshape(len(fids), self.policy.record_bytes)
-        return np.ascontiguousarray(rows[wanted.view(np.bool_)]).reshape(-1)
-
-    def seal_saved(self):
-        cdef Buffer saved
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        buffer_init(&saved)
-        with nogil:
-            for shard in range(SHARDS):
-                status |= shard_seal_saved(&self.shards[shard], &saved)
-        raise_status(status)
-        return take_bytes(&saved)
-
-    def seal_end(self):
-        cdef Buffer saved
-        cdef size_t shard
-        parts = []
-        for shard in range(SHARDS):
-            with nogil:
-                shard_seal_end(&self.shards[shard], &saved)
-            parts.append(take_bytes(&saved))
-        return np.concatenate(parts)
-
-    def seal_abort(self):
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        with nogil:
-            self.barrier.enter()
-            for shard in range(SHARDS):
-                status |= shard_seal_abort(&self.shards[shard])
-            self.barrier.leave()
-        raise_status(status)
-
-    def touched_fids(self):
-        cdef Shard* shard
-        cdef size_t i
-        parts = []
-        self.lock_all()
-        try:
-            for i in range(SHARDS):
-                shard = &self.shards[i]
-                parts.append(np.frombuffer(PyBytes_of(&shard.touched), np.uint64))
-        finally:
-            self.unlock_all()
-        return np.unique(np.concatenate(parts))
-
-    def touch(self, const uint64_t[::1] ids):
-        cdef Batch batch
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        batch_of(&batch, ids)
-        with nogil:
-            self.barrier.enter()
-            for shard in range(SHARDS):
-                status |= shard_touch(&self.shards[shard], &batch, shard)
-            self.barrier.leave()
-            batch_destroy(&batch)
-        raise_status(status)
-
-    def snapshot_flip(self):
-        cdef size_t shard
-        with nogil:
-            for shard in range(SHARDS):
-                shard_snapshot_flip(&self.shards[shard])
-
-    def snapshot_read(self, cursor):
-        cdef Buffer records, cold
-        cdef uint64_t position = cursor
-        cdef uint64_t next_position = 0
-        cdef status_t status
-        buffer_init(&records)
-        buffer_init(&cold)
-        with nogil:
-            status = shard_snapshot_read(
-                &self.shards[hash_shard(position)], position, &records, &cold, &next_position)
-        raise_status(status)
-        return take_bytes(&records), take_fids(&cold), next_position if next_position else -1
-
-    def snapshot_end(self):
-        cdef Buffer saved
-        cdef size_t shard
-        parts = []
-        for shard in range(SHARDS):
-            with nogil:
-                shard_snapshot_end(&self.shards[shard], &saved)
-            parts.append(take_bytes(&saved))
-        return np.concatenate(parts)
-
     # --- the gate ----------------------------------------------------------------------------
 
     def sightings(self, bint take):
@@ -621,7 +261,7 @@ cdef class TableCore(Core):
             shard = &self.shards[i]
             with nogil:
                 pthread_mutex_lock(&shard.lock)
-            parts.append(PyBytes_of(&shard.sightings))
+            parts.append(buffer_bytes(&shard.sightings))
             if take:
                 buffer_free(&shard.sightings)
             pthread_mutex_unlock(&shard.lock)
@@ -695,7 +335,7 @@ cdef class TableCore(Core):
         raise_status(status)
 
 
-cdef bytes PyBytes_of(const Buffer* buffer):
+cdef bytes buffer_bytes(const Buffer* buffer):
     return bytes(<uint8_t[:buffer.count]>buffer.data) if buffer.count else b""
 
 

@@ -258,6 +258,7 @@ cdef void shard_snapshot_claim(
 cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
     """End the view. Rows that were never read (the snapshot was given up) are passed over."""
     cdef uint32_t i, cell
+    cdef row_t* row
     cdef size_t entry = 0
     cdef Segment* segment
     cdef Bucket* bucket
@@ -268,9 +269,10 @@ cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
         for i in range(segment.buckets_count):
             bucket = &segment.buckets[i]
             for cell in range(BUCKET_CELLS):
-                if (bucket_tag(bucket, cell) and (cell_flags(shard, bucket.rows[cell])
-                        & ROW_SNAPSHOT) != shard.snapshot_flag):
-                    cell_pass_snapshot(shard, &bucket.rows[cell])
+                row = &bucket.rows[cell]
+                if (bucket_tag(bucket, cell)
+                        and (cell_flags(shard, row[0]) & ROW_SNAPSHOT) != shard.snapshot_flag):
+                    cell_pass_snapshot(shard, row)
     saved[0] = shard.snapshot_saved
     buffer_init(&shard.snapshot_saved)
     pthread_mutex_unlock(&shard.lock)

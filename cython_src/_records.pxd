@@ -1,0 +1,7 @@
+"""Rows as arrays of records: the part of TableCore that storage and overflow speak to."""
+
+from monolith_kv._core cimport Core
+
+
+cdef class Records(Core):
+    cdef object record_fids(self, records)

@@ -1,0 +1,181 @@
+"""Views of one instant: what a seal and a snapshot read, while calls go on. See _table.pyi."""
+
+import numpy as np
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from monolith_kv._batch cimport Batch, batch_destroy
+from monolith_kv._buffer cimport Buffer, buffer_init
+from monolith_kv._core cimport batch_of, raise_status, take_bytes, take_fids
+from monolith_kv._hashing cimport SHARDS, hash_shard
+from monolith_kv._records cimport Records
+from monolith_kv._shard cimport Shard
+from monolith_kv._types cimport STATUS_OK, fid_t, status_t
+from monolith_kv._view cimport (
+    shard_seal_abort,
+    shard_seal_claim,
+    shard_seal_end,
+    shard_seal_flip,
+    shard_seal_read,
+    shard_seal_saved,
+    shard_snapshot_claim,
+    shard_snapshot_end,
+    shard_snapshot_flip,
+    shard_snapshot_read,
+    shard_touch,
+)
+
+
+cdef object fids_in(const Buffer* fids):
+    """A copy of a list of fids."""
+    cdef size_t count = fids.count // sizeof(fid_t)
+    if count == 0:
+        return np.empty(0, np.uint64)
+    return np.array(<uint64_t[:count]><uint64_t*>fids.data)
+
+
+cdef class Views(Records):
+    """A table's rows as they were at one instant."""
+
+    def seal_flip(self):
+        cdef size_t shard
+        with nogil:
+            for shard in range(SHARDS):
+                shard_seal_flip(&self.shards[shard])
+
+    def seal_fids(self):
+        cdef size_t shard
+        cdef Buffer* fids
+        parts = []
+        for shard in range(SHARDS):
+            fids = &self.shards[shard].seal_fids
+            parts.append(fids_in(fids))
+        return np.unique(np.concatenate(parts))
+
+    def seal_read(self, const uint64_t[::1] ids):
+        cdef Batch batch
+        cdef Buffer records, absent, cold
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        buffer_init(&records)
+        buffer_init(&absent)
+        buffer_init(&cold)
+        batch_of(&batch, ids)
+        with nogil:
+            for shard in range(SHARDS):
+                status |= shard_seal_read(
+                    &self.shards[shard], &batch, shard, &records, &absent, &cold)
+            batch_destroy(&batch)
+        raise_status(status)
+        return take_bytes(&records), take_fids(&absent), take_fids(&cold)
+
+    def seal_claim(self, const uint8_t[::1] records):
+        return self.claim(records, True)
+
+    def snapshot_claim(self, const uint8_t[::1] records):
+        return self.claim(records, False)
+
+    cdef object claim(self, const uint8_t[::1] records, bint is_seal):
+        cdef Batch batch
+        cdef size_t shard
+        fids = self.record_fids(records)
+        wanted = np.zeros(len(fids), np.uint8)
+        cdef uint8_t[::1] is_wanted = wanted
+        if len(fids) == 0:
+            return np.asarray(records)
+        batch_of(&batch, fids)
+        with nogil:
+            for shard in range(SHARDS):
+                if is_seal:
+                    shard_seal_claim(&self.shards[shard], &batch, shard, &is_wanted[0])
+                else:
+                    shard_snapshot_claim(&self.shards[shard], &batch, shard, &is_wanted[0])
+            batch_destroy(&batch)
+        rows = np.asarray(records).reshape(len(fids), self.policy.record_bytes)
+        return np.ascontiguousarray(rows[wanted.view(np.bool_)]).reshape(-1)
+
+    def seal_saved(self):
+        cdef Buffer saved
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        buffer_init(&saved)
+        with nogil:
+            for shard in range(SHARDS):
+                status |= shard_seal_saved(&self.shards[shard], &saved)
+        raise_status(status)
+        return take_bytes(&saved)
+
+    def seal_end(self):
+        cdef Buffer saved
+        cdef size_t shard
+        parts = []
+        for shard in range(SHARDS):
+            with nogil:
+                shard_seal_end(&self.shards[shard], &saved)
+            parts.append(take_bytes(&saved))
+        return np.concatenate(parts)
+
+    def seal_abort(self):
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        with nogil:
+            self.barrier.enter()
+            for shard in range(SHARDS):
+                status |= shard_seal_abort(&self.shards[shard])
+            self.barrier.leave()
+        raise_status(status)
+
+    def touched_fids(self):
+        cdef Shard* shard
+        cdef size_t i
+        parts = []
+        self.lock_all()
+        try:
+            for i in range(SHARDS):
+                shard = &self.shards[i]
+                parts.append(fids_in(&shard.touched))
+        finally:
+            self.unlock_all()
+        return np.unique(np.concatenate(parts))
+
+    def touch(self, const uint64_t[::1] ids):
+        cdef Batch batch
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        batch_of(&batch, ids)
+        with nogil:
+            self.barrier.enter()
+            for shard in range(SHARDS):
+                status |= shard_touch(&self.shards[shard], &batch, shard)
+            self.barrier.leave()
+            batch_destroy(&batch)
+        raise_status(status)
+
+    def snapshot_flip(self):
+        cdef size_t shard
+        with nogil:
+            for shard in range(SHARDS):
+                shard_snapshot_flip(&self.shards[shard])
+
+    def snapshot_read(self, cursor):
+        cdef Buffer records, cold
+        cdef uint64_t position = cursor
+        cdef uint64_t next_position = 0
+        cdef status_t status
+        buffer_init(&records)
+        buffer_init(&cold)
+        with nogil:
+            status = shard_snapshot_read(
+                &self.shards[hash_shard(position)], position, &records, &cold, &next_position)
+        raise_status(status)
+        return take_bytes(&records), take_fids(&cold), next_position if next_position else -1
+
+    def snapshot_end(self):
+        cdef Buffer saved
+        cdef size_t shard
+        parts = []
+        for shard in range(SHARDS):
+            with nogil:
+                shard_snapshot_end(&self.shards[shard], &saved)
+            parts.append(take_bytes(&saved))
+        return np.concatenate(parts)
