@@ -48,9 +48,9 @@ clean:
 # --- what the targets need --------------------------------------------------------------------
 
 $(STAMPS)/venv:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(1)' || { \
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(1)' 2>/dev/null || { \
 	    echo "Python 3.11 or later is needed, $(PYTHON) is" \
-	        "$$($(PYTHON) --version 2>&1 || echo missing); try: make PYTHON=python3.12" >&2; \
+	        "$$($(PYTHON) --version 2>/dev/null || echo not there); try: make PYTHON=python3.12" >&2; \
 	    exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS)
