@@ -100,6 +100,8 @@ def write_snapshot(root: Path, count: int = 60) -> Path:
         )
         writer.rows(3, rows(count), count)
         writer.gate(3, opaque(50))
+        writer.sightings(3, opaque(20))
+        writer.touched(3, fids(4))
         writer.dense(2, DENSE)
         path, _ = writer.publish({"digest": "ab" * 16})
     return Path(path)
@@ -170,5 +172,3 @@ def parts(data: bytes) -> Iterator[Part]:
         part = read_part(_Bytes(data), offset, len(data), header.seed, previous)
         yield part
         offset, previous = part.end, part.header.crc
-
-

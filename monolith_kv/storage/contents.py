@@ -14,6 +14,7 @@ from monolith_kv.storage.format import RECORD_BYTES_MAX, Header, RecordKind
 from monolith_kv.storage.framing import Record, corruption, decode_json
 from monolith_kv.storage.record_file import RecordReader, RecordWriter
 
+FID_BYTES = 8
 Keys = Mapping[str, type | tuple[type, ...]]
 
 
@@ -45,6 +46,20 @@ def check_rows(path: str, record: Record) -> None:
     """Refuse a ROWS record whose count does not divide its length."""
     if not record.count or len(record.payload) % record.count or not len(record.payload):
         raise corruption(path, record.offset, "count and length do not agree")
+
+
+def check_fids(path: str, record: Record) -> None:
+    """Refuse a record of ids whose count is not that of its length."""
+    if len(record.payload) != FID_BYTES * record.count:
+        raise corruption(path, record.offset, "count and length do not agree")
+
+
+def append_fids(writer: RecordWriter, kind: int, table: int, fids: NDArray[np.uint64]) -> None:
+    """Append ids, uint64 and C-contiguous, cut into file records of 16 MiB at most."""
+    step = RECORD_BYTES_MAX // FID_BYTES
+    for start in range(0, len(fids), step):
+        part = np.ascontiguousarray(fids[start : start + step], "<u8")
+        writer.append(kind, part, table, len(part))
 
 
 def read_meta(reader: RecordReader, keys: Keys) -> tuple[dict[str, Any], Lineage]:

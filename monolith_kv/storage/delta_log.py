@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from monolith_kv.storage import files, format
 from monolith_kv.storage.contents import (
     Keys,
+    append_fids,
     append_rows,
     body,
+    check_fids,
     check_keys,
     check_name,
     check_rows,
@@ -26,7 +28,6 @@ from monolith_kv.storage.files import Buffer
 from monolith_kv.storage.format import (
     DELTA_FOLDER,
     DELTA_PATTERN,
-    RECORD_BYTES_MAX,
     FileIdentity,
     FileType,
     Header,
@@ -35,7 +36,6 @@ from monolith_kv.storage.format import (
 from monolith_kv.storage.framing import Record, corruption, encode_json
 from monolith_kv.storage.record_file import RecordReader, RecordWriter
 
-FID_BYTES = 8
 META_KEYS: Keys = {
     "sequence": int,
     "lineage": list,
@@ -120,10 +120,7 @@ class DeltaWriter:
 
     def removed(self, table: int, fids: NDArray[np.uint64]) -> None:
         """Write ids that are no longer in one table: uint64, C-contiguous, not copied."""
-        step = RECORD_BYTES_MAX // FID_BYTES
-        for start in range(0, len(fids), step):
-            part = np.ascontiguousarray(fids[start : start + step], "<u8")
-            self._writer.append(RecordKind.REMOVED, part, table, len(part))
+        append_fids(self._writer, RecordKind.REMOVED, table, fids)
         self.removals_written += len(fids)
 
     def sightings(self, table: int, data: Buffer) -> None:
@@ -206,8 +203,7 @@ class DeltaReader:
                 check_rows(self.path, record)
                 rows += record.count
             elif record.kind == RecordKind.REMOVED:
-                if len(record.payload) != FID_BYTES * record.count:
-                    raise corruption(self.path, record.offset, "count and length do not agree")
+                check_fids(self.path, record)
                 removals += record.count
             yield record
         if (rows, removals) != (self.end["rows"], self.end["removals"]):

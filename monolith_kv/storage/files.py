@@ -186,6 +186,23 @@ def _rename_new(temporary: str, path: str) -> None:
     os.unlink(temporary)
 
 
+def probe_room(folder: str, size_bytes: int) -> None:
+    """Raise StoreFullError unless a file of `size_bytes` can be written in the folder now.
+
+    Notes
+    -----
+    For a library that cannot say why a write of its own failed.
+    """
+    fd, temporary = create_temporary(os.path.join(folder, "room"))
+    try:
+        with disk_errors(folder):
+            for start in range(0, size_bytes, COPY_BYTES):
+                write_all(fd, [bytes(min(COPY_BYTES, size_bytes - start))])
+    finally:
+        os.close(fd)
+        remove_quietly(temporary)
+
+
 def write_durably(path: str, data: Buffer | Sequence[Buffer], *, replace: bool = True) -> None:
     """Write a whole file so that it is there after a power cut, all of it or the old one.
 

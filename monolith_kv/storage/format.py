@@ -59,6 +59,7 @@ class RecordKind(enum.IntEnum):
     SIGHTINGS = 5
     GATE = 6
     DENSE = 7
+    TOUCHED = 8
     INSERT = 16
     PUSH = 17
     UPSERT = 18
@@ -276,7 +277,7 @@ DENSE_FOLDER = "dense"
 OVERFLOW_FOLDER = "overflow"
 
 DELTA_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})\.delta")
-SNAPSHOT_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})\.snapshot")
+SNAPSHOT_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})(?:-[0-9]{6,})?\.snapshot")
 CALLS_PATTERN = re.compile(r"([0-9]{20})\.calls")
 SIGHTINGS_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})\.sightings")
 DENSE_PATTERN = re.compile(r"([0-9]{20})\.safetensors")
@@ -287,9 +288,10 @@ def delta_name(sequence: int, epoch: int) -> str:
     return f"{sequence:020d}-{epoch:06d}.delta"
 
 
-def snapshot_name(sequence: int, epoch: int) -> str:
-    """Return the file name of a snapshot under the store."""
-    return f"{sequence:020d}-{epoch:06d}.snapshot"
+def snapshot_name(sequence: int, epoch: int, number: int = 0) -> str:
+    """Return the file name of a snapshot under the store; `number`: of several at one sequence."""
+    suffix = f"-{number:06d}" if number else ""
+    return f"{sequence:020d}-{epoch:06d}{suffix}.snapshot"
 
 
 def calls_name(number: int) -> str:

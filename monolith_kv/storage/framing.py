@@ -89,7 +89,7 @@ def frame_record(
     if padded(length) != length:
         buffers.append(_ZEROS[: padded(length) - length])
     for view in buffers[2:]:
-        crc = crc32c(view, crc)
+        crc = crc32c(byte_view(view), crc)
     buffers[0] = crc.to_bytes(4, "little")
     return Frame(buffers, crc, RECORD_HEADER_BYTES + padded(length))
 

@@ -95,7 +95,7 @@ def _describe_record(index: int, record: Record, path: str) -> str:
     line += f", {len(record.payload)} bytes"
     if kind in JSON_KINDS:
         line += f" {_text(decode_json(record.payload, path, record.offset))}"
-    elif kind == RecordKind.REMOVED:
+    elif kind in (RecordKind.REMOVED, RecordKind.TOUCHED):
         line += _ids(np.frombuffer(record.payload, "<u8"))
     elif kind == RecordKind.ROWS and record.count:
         width = len(record.payload) // record.count

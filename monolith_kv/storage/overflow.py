@@ -129,7 +129,7 @@ class OverflowTier:
                 env.set_mapsize(self._limit)
             while True:
                 try:
-                    with files.disk_errors(self.folder), env.begin(write=True) as txn:
+                    with self._writing(env, 2 * values.nbytes) as txn:
                         # Handed over one by one: LMDB copies each, nothing is held twice.
                         txn.cursor().putmulti(zip(_slices(keys), _rows(values), strict=True))
                     return
@@ -289,6 +289,19 @@ class OverflowTier:
                 raise ClosedError(f"the overflow tier {self.folder} is closed")
             yield self._env
 
+    @contextlib.contextmanager
+    def _writing(self, env: "lmdb.Environment", need_bytes: int) -> Iterator[Any]:
+        """One write transaction; what it fails at for want of room is a StoreFullError."""
+        import lmdb
+
+        try:
+            with files.disk_errors(self.folder), env.begin(write=True) as txn:
+                yield txn
+        except lmdb.Error:
+            # LMDB calls a write that the full disk cut short an input/output error.
+            files.probe_room(self.folder, need_bytes)
+            raise
+
     def _grow(self, env: "lmdb.Environment", more: int) -> None:
         self._map_bytes = max(self._map_bytes, int(env.info()["map_size"])) + more
         env.set_mapsize(self._map_bytes)
@@ -296,7 +309,7 @@ class OverflowTier:
     def _removing(self, env: "lmdb.Environment", remove: Any) -> int:
         while True:
             try:
-                with files.disk_errors(self.folder), env.begin(write=True) as txn:
+                with self._writing(env, FORGET_ROOM_BYTES) as txn:
                     return int(remove(txn))
             except StoreFullError as error:
                 if not _is_map_full(error):

@@ -1,7 +1,8 @@
 """Snapshots: one self-contained file with all that a store held at one instant.
 
-A snapshot is META, then ROWS, GATE and DENSE records in any number, then END. It appears under its
-name only when it is complete and durable.
+A snapshot is META, then ROWS, GATE, SIGHTINGS, TOUCHED and DENSE records in any number, then END.
+It appears under its name only when it is complete and durable. SIGHTINGS and TOUCHED are what no
+delta holds yet: sightings that are in GATE, too, and ids touched or removed since the last one.
 """
 
 import os
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from monolith_kv.storage import files, format
 from monolith_kv.storage.contents import (
     Keys,
+    append_fids,
     append_rows,
     body,
+    check_fids,
     check_keys,
     check_name,
     check_rows,
@@ -44,7 +47,15 @@ META_KEYS: Keys = {
     "dense_version": int,
 }
 END_KEYS: Keys = {"rows": int, "digest": str}
-KINDS = frozenset({RecordKind.ROWS, RecordKind.GATE, RecordKind.DENSE})
+KINDS = frozenset(
+    {
+        RecordKind.ROWS,
+        RecordKind.GATE,
+        RecordKind.SIGHTINGS,
+        RecordKind.TOUCHED,
+        RecordKind.DENSE,
+    }
+)
 
 
 def path_of(root: str, name: str) -> str:
@@ -71,11 +82,13 @@ class SnapshotWriter:
         That it includes.
     path : str, optional
         Final name elsewhere, in an existing folder; by default it is under the store.
+    number : int
+        Of several snapshots at one sequence under the store, from 0.
 
     Raises
     ------
     FileExistsError
-        `path` is taken. (One under the store is replaced: it is of the same sequence.)
+        `path` is taken. (One under the store is replaced: no manifest names it.)
     StoreFullError
         From any method: there is no room. Discard the snapshot then.
 
@@ -85,12 +98,18 @@ class SnapshotWriter:
     """
 
     def __init__(
-        self, root: str, uuid: str, sequence: int, epoch: int, path: str | None = None
+        self,
+        root: str,
+        uuid: str,
+        sequence: int,
+        epoch: int,
+        path: str | None = None,
+        number: int = 0,
     ) -> None:
         self.rows_written = 0
         if path is None:
             files.make_folder(os.path.join(root, SNAPSHOT_FOLDER))
-            self.path = path_of(root, format.snapshot_name(sequence, epoch))
+            self.path = path_of(root, format.snapshot_name(sequence, epoch, number))
         elif os.path.lexists(path):  # Sooner than after an hour of writing.
             raise files.name_taken(path)
         else:
@@ -118,6 +137,14 @@ class SnapshotWriter:
     def gate(self, table: int, data: Buffer) -> None:
         """Write the whole state of one table's gate, compressed."""
         self._writer.append(RecordKind.GATE, data, table, compress=True)
+
+    def sightings(self, table: int, data: Buffer) -> None:
+        """Write sightings of one table that are in no delta yet (but in its gate), compressed."""
+        self._writer.append(RecordKind.SIGHTINGS, data, table, compress=True)
+
+    def touched(self, table: int, fids: NDArray[np.uint64]) -> None:
+        """Write ids of one table that were touched or removed since the last delta."""
+        append_fids(self._writer, RecordKind.TOUCHED, table, fids)
 
     def dense(self, version: int, data: Buffer) -> None:
         """Write the dense parameters, as safetensors bytes; the version goes into the count."""
@@ -184,7 +211,7 @@ class SnapshotReader:
             raise corruption(path, 0, f"META is of store {self.meta['uuid']}, the header is not")
 
     def records(self) -> Iterator[Record]:
-        """Yield ROWS, GATE and DENSE records: (kind, table, count, payload, offset).
+        """Yield the records behind META: (kind, table, count, payload, offset).
 
         Notes
         -----
@@ -195,6 +222,8 @@ class SnapshotReader:
             if record.kind == RecordKind.ROWS:
                 check_rows(self.path, record)
                 rows += record.count
+            elif record.kind == RecordKind.TOUCHED:
+                check_fids(self.path, record)
             yield record
         if rows != self.end["rows"]:
             raise corruption(

@@ -1,4 +1,4 @@
-"""No damage is silent: every bit, every length, every order of the records of every type of file."""
+"""No damage is silent: every bit, every length, every order of records of every type of file."""
 
 import itertools
 from collections.abc import Iterator

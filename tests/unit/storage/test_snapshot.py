@@ -34,10 +34,14 @@ def test_what_goes_in_comes_out(folder: Path) -> None:
     assert [(r.kind, r.table, r.count) for r in found] == [
         (RecordKind.ROWS, 3, 60),
         (RecordKind.GATE, 3, 0),
+        (RecordKind.SIGHTINGS, 3, 0),
+        (RecordKind.TOUCHED, 3, 4),
         (RecordKind.DENSE, 0, 2),
     ]
     assert found[0].payload == samples.rows(60).data
     assert found[1].payload == samples.opaque(50)
+    assert found[2].payload == samples.opaque(20)
+    assert np.array_equal(np.frombuffer(found[3].payload, "<u8"), samples.fids(4))
 
 
 def test_one_elsewhere_appears_only_when_complete_and_never_over_another(folder: Path) -> None:
@@ -62,6 +66,15 @@ def test_one_under_the_store_has_its_name_and_may_be_written_again(folder: Path)
     path = samples.write_snapshot(folder, count=10)
     assert snapshot.names(str(folder)) == [format.snapshot_name(SEQUENCE, EPOCH)] == [path.name]
     assert SnapshotReader(str(path)).end["rows"] == 10
+
+
+def test_several_at_one_sequence_have_their_own_names(folder: Path) -> None:
+    for number in (0, 1):
+        with SnapshotWriter(str(folder), UUID, SEQUENCE, EPOCH, number=number) as writer:
+            writer.meta(META)
+            path, _ = writer.publish({"digest": ""})
+        SnapshotReader(path).verify()
+    assert len(snapshot.names(str(folder))) == 2
 
 
 def test_one_of_another_store_in_its_meta_is_refused(folder: Path) -> None:
