@@ -28,7 +28,7 @@ bench: build
 check: build $(TYPE_VIEW)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint cython_src
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint cython_src
 	MYPYPATH=$(TYPE_VIEW) $(BIN)/mypy -p monolith_kv -p monolith_kv_tools
 	$(BIN)/python -m mypy.stubtest $(STUBBED) --ignore-disjoint-bases \
 	    --mypy-config-file pyproject.toml --allowlist tests/stubtest_allowlist.txt
