@@ -29,7 +29,7 @@ from monolith_kv._shard cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from monolith_kv._sketch cimport sketch_see
+from monolith_kv._sketch cimport sketch_prefetch, sketch_see
 from monolith_kv._types cimport (
     STATUS_BAD_DATA,
     STATUS_FULL,
@@ -40,6 +40,10 @@ from monolith_kv._types cimport (
     status_t,
     unix_s_t,
 )
+
+
+cdef enum:
+    SEE_AHEAD = 8      # ids whose cells of the sketch are asked for ahead of need
 
 
 cdef inline uint32_t policy_threshold(const Policy* policy, fid_t fid) noexcept nogil:
@@ -108,6 +112,9 @@ cdef status_t locked_pull_absent(
     shard.sightings_run = shard.sightings.count
     for i in range(unique.count):
         hashed = batch.hashes[positions[unique.firsts[i]]]
+        if i + SEE_AHEAD < unique.count and shard.policy.is_gated:
+            sketch_prefetch(
+                &shard.sketch, batch.hashes[positions[unique.firsts[i + SEE_AHEAD]]])
         if status == STATUS_OK:
             status = locked_admit(shard, unique.fids[i], hashed, now, &is_admitted)
         if status != STATUS_OK or not is_admitted:

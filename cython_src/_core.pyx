@@ -256,8 +256,7 @@ cdef class Core:
         cdef uint32_t largest = max(default, *slots.values()) if slots else default
         cdef size_t i
         cdef status_t status = STATUS_OK
-        # A shard's part of the capacity, and four standard deviations more.
-        cdef uint64_t part = <uint64_t>(capacity / SHARDS + 4 * (capacity / SHARDS) ** 0.5) + 16
+        cdef uint64_t part = -(-capacity // SHARDS)
         if slots:
             by_slot = <uint32_t*>malloc(SLOTS * sizeof(uint32_t))
             if by_slot == NULL:
