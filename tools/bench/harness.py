@@ -1,8 +1,9 @@
 """How every benchmark here measures: in turns with a yardstick, medians of many rounds, as ratios.
 
-A machine's speed moves by the minute and by its other users. A ratio of two things that were timed in
-turns, in one process, on the same data moves much less; absolute figures are printed beside it for
-a feeling only. The order within a round alternates, so that neither always finds the caches warm.
+A machine's speed moves by the minute and by its other users. A ratio of two things that were timed
+in turns, in one process, on the same data moves much less; absolute figures are printed beside it
+for a feeling only. The order within a round alternates, so that neither always finds the caches
+warm.
 """
 
 import gc
@@ -123,13 +124,20 @@ def report(title: str, results: Iterable[Compared], *, units: int = 0, unit: str
         print(line, flush=True)
 
 
+def all_at_least(results: Iterable[Compared], goal: float) -> bool:
+    """Print the verdict on each ratio; whether all are met."""
+    holds = True
+    for each in results:
+        holds &= verdict(each.name, each.ratio, goal, at_least=True)
+    return holds
+
+
 def verdict(name: str, value: float, limit: float, *, at_least: bool) -> bool:
     """Print whether a figure keeps to what was promised, and return that."""
     holds = value >= limit if at_least else value <= limit
     sign = ">=" if at_least else "<="
-    print(
-        f"  {'ok  ' if holds else 'MISS'} {name}: {value:.3g} (goal {sign} {limit:g})", flush=True
-    )
+    mark = "ok  " if holds else "MISS"
+    print(f"  {mark} {name}: {value:.3g} (goal {sign} {limit:g})", flush=True)
     return holds
 
 
@@ -162,7 +170,7 @@ def zipf_positions(
     """Return `size` positions of 0..rows by Zipf's law, the popular ones anywhere."""
     weights = np.cumsum(np.arange(1, rows + 1, dtype=np.float64) ** -exponent)
     ranks = np.searchsorted(weights, rng.random(size) * weights[-1])
-    places = np.random.default_rng(7).permutation(rows)
+    places = np.random.default_rng(7).permutation(rows).astype(np.int64)
     return places[np.minimum(ranks, rows - 1)]
 
 

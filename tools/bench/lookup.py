@@ -11,11 +11,11 @@ from monolith_kv_tools.bench.harness import (
     FAST_FOLDER,
     Batches,
     Compared,
+    all_at_least,
     compare,
     report,
     scrambled_ids,
     traffics,
-    verdict,
 )
 from monolith_kv_tools.bench.tables import DIM, fill, make_rows
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ def run(rows: int, rounds: int) -> bool:
         beside = absent(table, rows, rounds)
     title = f"lookup: {rows:,} rows of {DIM}, batches of {BATCH:,}; yardstick np.take"
     report(title, [*results, beside], units=BATCH)
-    return all([verdict(r.name, r.ratio, GOAL, at_least=True) for r in results])
+    return all_at_least(results, GOAL)
 
 
 def lookups(

@@ -43,16 +43,18 @@ def measure(count: int) -> str:
 
     ids = scrambled_ids(count)
     block = np.ones((BLOCK, DIM), np.float32)
-    with tempfile.TemporaryDirectory(dir=FAST_FOLDER) as folder:
-        with mkv.open(f"{folder}/store", durability="none", delta_interval=None) as store:
-            table = store.create_table("item", DIM)
-            table.upsert(ids[:1], block[:1])
-            before = resident_bytes()
-            for start in range(0, count, BLOCK):
-                part = ids[start : start + BLOCK]
-                table.upsert(part, block[: len(part)])
-            grown = resident_bytes() - before
-            memory: dict[str, Any] = store.stats()["tables"]["item"]["memory"]
+    with (
+        tempfile.TemporaryDirectory(dir=FAST_FOLDER) as folder,
+        mkv.open(f"{folder}/store", durability="none", delta_interval=None) as store,
+    ):
+        table = store.create_table("item", DIM)
+        table.upsert(ids[:1], block[:1])
+        before = resident_bytes()
+        for start in range(0, count, BLOCK):
+            part = ids[start : start + BLOCK]
+            table.upsert(part, block[: len(part)])
+        grown = resident_bytes() - before
+        memory: dict[str, Any] = store.stats()["tables"]["item"]["memory"]
     counted = sum(memory.values()) / count - PAYLOAD
     return f"{counted} {grown / count - PAYLOAD} {memory.get('touched', 0) / count}"
 

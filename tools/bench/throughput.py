@@ -1,8 +1,8 @@
 """Writing: upsert, insertion, seal, apply, snapshot, restore, beside the least that each can cost.
 
 The yardsticks are plain memory and files: a[i] = rows for what changes rows, writing and flushing
-as many bytes for what makes a file. Stores and files are in memory where there is such a place: a disk's
-mood is not what is measured. These are figures, not goals.
+as many bytes for what makes a file. Stores and files are in memory where there is such a place: a
+disk's mood is not what is measured. These are figures, not goals.
 """
 
 import os

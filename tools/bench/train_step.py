@@ -1,7 +1,7 @@
 """A training step of 8,192 ids, pull + push with Adagrad, against a dict of NumPy rows.
 
-The dict is what a newcomer writes first: fid -> row, fid -> accumulator, a loop over the ids. It does
-the same: duplicates summed, one step for each distinct id. Five times its speed is the goal to
+The dict is what a newcomer writes first: fid -> row, fid -> accumulator, a loop over the ids. It
+does the same: duplicates summed, one step for each distinct id. Five times its speed is the goal to
 start with.
 """
 
@@ -12,10 +12,10 @@ from monolith_kv_tools.bench.harness import (
     FAST_FOLDER,
     Batches,
     Compared,
+    all_at_least,
     compare,
     report,
     traffics,
-    verdict,
 )
 from monolith_kv_tools.bench.tables import DIM, fill, make_rows
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ def run(rows: int, rounds: int) -> bool:
         ]
     title = f"train step: {rows:,} rows of {DIM}, batches of {BATCH:,}, Adagrad; yardstick dict"
     report(title, results, units=BATCH)
-    return all([verdict(r.name, r.ratio, GOAL, at_least=True) for r in results])
+    return all_at_least(results, GOAL)
 
 
 def measure(
