@@ -6,12 +6,11 @@ file cannot be reached or written.
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from monolith_kv_tools._output import (
     DIFFERENT,
     DONE,
-    REFUSED,
     Output,
     add_json,
     progress,
@@ -174,17 +173,13 @@ def find_problems(path: str) -> list[str]:
 
 def run_snapshot(arguments: argparse.Namespace, output: Output) -> int:
     """Write a snapshot of a store that nobody else has open for writing."""
-    position = store_position(arguments.store)
-    if position.kind == "replica":
-        output.failure(
-            f"{arguments.store} is a replica, opening it for writing would make it a primary; "
-            "take the snapshot of its primary"
-        )
-        return REFUSED
+    mode: Literal["rw", "replica"] = "rw"
+    if store_position(arguments.store).kind == "replica":
+        mode = "replica"
     with (
         stoppable() as (_, check),
         progress("snapshot", check) as draw,
-        mkv.open(arguments.store, delta_interval=None) as store,
+        mkv.open(arguments.store, mode, delta_interval=None) as store,
     ):
         done = store.snapshot(arguments.path, progress=draw)
     values = {

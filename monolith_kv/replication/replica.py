@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import monolith_kv as mkv
 from monolith_kv.errors import CorruptionError, Error, FencedError, GapError
+from monolith_kv.opening import release
 from monolith_kv.replication.build import (
     apply_entry,
     bases,
@@ -235,6 +236,8 @@ class Follower:
             reason = str(trouble or "")
         if reason:
             self._resync(source, mine, force, trouble)
+        else:
+            self._checkpoint(source, mine)
         sequence, epoch = _position(self.store)
         return Followed(sequence, epoch, self._last_source_sequence, applied, reason)
 
@@ -296,6 +299,13 @@ class Follower:
         self._switch()
         self._is_checked = True
 
+    def _checkpoint(self, source: Catalogue, mine: Catalogue) -> None:
+        # As often as the primary: what a replica reads when it opens, and the deltas it keeps,
+        # stay as little as the primary's.
+        own = mine.snapshots[-1].sequence if mine.snapshots else 0
+        if source.snapshots and own < source.snapshots[-1].sequence <= self.store.sequence:
+            self.store.snapshot(progress=self.progress)
+
     def _switch(self) -> None:
         # The old store stays what `store` returns, and open, until the new one is.
         self._work.switch()
@@ -326,7 +336,7 @@ class Follower:
 
     def _close_retired(self) -> None:
         while self._retired:
-            self._retired.pop().close()
+            let_go(self._retired.pop())
 
 
 def refuse_primary(path: str) -> None:
@@ -339,6 +349,12 @@ def refuse_primary(path: str) -> None:
         raise FencedError(
             f"{path} is a store of its own, not a replica; move it away or give another folder"
         )
+
+
+def let_go(store: mkv.Store) -> None:
+    """Close a store whose folder was replaced: what lies under its path is another's by now."""
+    store._maintenance.stop()
+    release(store._state)
 
 
 def _position(store: mkv.Store) -> tuple[int, int]:

@@ -34,7 +34,7 @@ PUBLISHED_NAME = "PUBLISHED"
 DIGEST_BYTES = 16
 READ_BYTES = 4 << 20
 HARMLESS_NAMES = frozenset({files.LOCK_NAME, "lost+found"})
-SNAPSHOT_FILE = re.compile(r"(\d{20})-(\d{6,})(\.[0-9a-f]{8})?\.snapshot")
+SNAPSHOT_FILE = re.compile(r"[0-9]{20}-[0-9]{6,}(-[0-9]{6,})?(\.[0-9a-f]{8})?\.snapshot")
 MEND = "remove it there and push again"
 
 Kind = Literal["store", "replica", "target"]
@@ -48,8 +48,8 @@ class Entry:
 
     `made_at` is by the store's clock. `digest` (blake2b of the whole file) and `modified_ns` are
     known for the files of a target only. There `file` is the name on disk where that is another
-    one: a second snapshot of one sequence has the name of the first, whose file stays as it is
-    for those who are reading it.
+    one: a store that rests may give a name again, to a later snapshot of the same sequence, and
+    the file of the first stays as it is for those who are reading it.
     """
 
     name: str
