@@ -12,6 +12,7 @@ import fcntl
 import os
 import secrets
 import socket
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -73,7 +74,12 @@ def disk_errors(path: str) -> Iterator[None]:
 
 def open_readable(path: str) -> int:
     """Open an existing regular file for reading and return its descriptor."""
-    return os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+    # O_NONBLOCK: a pipe under a file's name must not hang the reader. Files ignore it.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _OPEN_FLAGS)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file", path)
+    return fd
 
 
 def create_temporary(path: str) -> tuple[int, str]:

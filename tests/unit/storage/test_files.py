@@ -137,6 +137,13 @@ def test_links_are_not_followed(folder: Path) -> None:
         files.open_readable(str(folder / "link"))
 
 
+def test_what_is_no_regular_file_is_refused_at_once(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    for path in (folder / "pipe", folder):
+        with pytest.raises(OSError, match="no regular file"):
+            files.open_readable(str(path))
+
+
 def test_folders_are_private_and_those_above_them_are_synced(
     folder: Path, steps: list[str]
 ) -> None:
