@@ -1,0 +1,161 @@
+"""Calls that change rows: straight to the data plane, or one by one through log and tiers.
+
+What must hold in a serial store (one that logs calls or overflows): the log has the calls in the
+order in which memory took them; a call is in the log before it is in memory, and in neither if it
+raises; a call that was acknowledged is as durable as the store was opened for.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolith_kv.budget import promote
+from monolith_kv.errors import ClosedError, Error, StoreFullError
+from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.storage.call_log import CallLogWriter
+
+Fids = NDArray[np.uint64]
+Rows = NDArray[np.float32]
+
+
+def pull(state: StoreState, entry: TableEntry, ids: Fids, out: Rows | None) -> Rows:
+    """Count, admit and insert; return the rows, in `out` only if nothing was raised."""
+    core = entry.core
+    if not state.is_serial:
+        rows = np.empty((len(ids), core.dim), np.float32) if out is None else out
+        core.pull(ids, rows, state.clock(), True)
+        state.check_after()
+        return rows
+    rows = np.empty((len(ids), core.dim), np.float32)
+
+    def call(log: CallLogWriter | None) -> int:
+        now = state.clock()
+        may_insert = state.budget is None or state.budget.has_room()
+        inserted = core.pull(ids, rows, now, may_insert)
+        if log is None or not len(inserted):
+            return 0
+        try:
+            return log.insert(entry.id, now, inserted)
+        except BaseException:
+            core.remove(inserted)
+            raise
+
+    _serially(state, entry, ids, call)
+    if out is None:
+        return rows
+    out[...] = rows
+    return out
+
+
+def push(state: StoreState, entry: TableEntry, ids: Fids, gradients: Rows) -> None:
+    """Take one optimizer step for each distinct id that has a row."""
+    core = entry.core
+    if not state.is_serial:
+        core.push(ids, gradients, state.clock())
+        state.check_after()
+        return
+
+    def call(log: CallLogWriter | None) -> int:
+        now, offset = state.clock(), 0
+        if log is not None and len(ids):
+            core.check_push(ids, gradients)
+            offset = log.push(entry.id, now, ids, gradients)
+        core.push(ids, gradients, now)
+        return offset
+
+    _serially(state, entry, ids, call)
+
+
+def upsert(state: StoreState, entry: TableEntry, ids: Fids, rows: Rows) -> None:
+    """Set embeddings."""
+    core = entry.core
+    if not state.is_serial:
+        core.upsert(ids, rows, state.clock())
+        state.check_after()
+        return
+
+    def call(log: CallLogWriter | None) -> int:
+        now, offset = state.clock(), 0
+        if state.budget is not None and not state.budget.has_room():
+            is_there = np.empty(len(ids), np.uint8)
+            core.contains(ids, is_there)
+            if not is_there.all():
+                raise StoreFullError(
+                    "no room for new ids: raise memory_limit or overflow_limit, or expire or "
+                    "remove rows"
+                )
+        if log is not None and len(ids):
+            offset = log.upsert(entry.id, now, ids, rows)
+        core.upsert(ids, rows, now)
+        return offset
+
+    _serially(state, entry, ids, call)
+
+
+def remove(state: StoreState, entry: TableEntry, ids: Fids) -> int:
+    """Remove ids; return how many were there."""
+    core = entry.core
+    if not state.is_serial:
+        removed = core.remove(ids)
+        state.check_after()
+        return removed
+    removed = 0
+
+    def call(log: CallLogWriter | None) -> int:
+        nonlocal removed
+        offset = log.remove(entry.id, ids) if log is not None and len(ids) else 0
+        removed = core.remove(ids)
+        return offset
+
+    _serially(state, entry, ids, call)
+    return removed
+
+
+def log_schema(state: StoreState, write: Callable[[CallLogWriter], int]) -> None:
+    """Log a change of schemas, durably as the store was opened for. Under the mutex."""
+    log = state.open_log()
+    if log is not None:
+        acknowledge(state, log, _logged(state, log, write))
+
+
+def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> None:
+    """Return when a logged call is as durable as was asked for."""
+    if log is None or not offset or state.settings.durability != "sync":
+        return
+    try:
+        log.sync(offset)
+    except ClosedError:
+        return  # A seal or snapshot has ended the log meanwhile: that makes it durable.
+    except Error as error:
+        state.failure = state.failure or error
+        raise
+
+
+def _serially(
+    state: StoreState,
+    entry: TableEntry,
+    ids: Fids,
+    call: Callable[[CallLogWriter | None], int],
+) -> None:
+    with state.mutex:
+        state.check_writable()
+        if entry.dropped:
+            raise ClosedError(f"table {entry.schema.name} was dropped")
+        promote(state, entry, ids)
+        log = state.open_log()
+        offset = call(log) if log is None else _logged(state, log, call)
+        if state.budget is not None:
+            state.budget.settle()
+    acknowledge(state, log, offset)
+
+
+def _logged(
+    state: StoreState, log: CallLogWriter, call: Callable[[CallLogWriter], int]
+) -> int:
+    try:
+        return call(log)
+    except BaseException as error:
+        if log.is_failed and isinstance(error, Exception):
+            state.failure = state.failure or error
+        raise

@@ -1,0 +1,180 @@
+"""Compaction: remove expired records, a step at a time, and give their memory and disk back.
+
+What must hold: a record goes only when now - timestamp >= ttl, in whole seconds; where a clock that
+jumped ahead seems to be the reason (over half of a table, and over 1,000 rows), nothing of that
+table goes unless forced, which is found out before the first one goes.
+"""
+
+import math
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolith_kv.budget import promote, read_cold
+from monolith_kv.published import Compaction
+from monolith_kv.state import StoreState, TableEntry
+
+Fids = NDArray[np.uint64]
+SUSPECT_ROWS = 1000
+DRIFT_S = 0.05  # What a clock may gain on the monotonic one and still count as going on.
+COUNT, EXPIRE, SHRINK, DONE = range(4)
+
+
+@dataclass
+class Step:
+    """How far the pass has come in one table."""
+
+    entry: TableEntry
+    rules: int
+    phase: int = COUNT
+    cursor: int = 0
+    expired: int = 0
+    removed: int = 0
+
+
+@dataclass
+class Pass:
+    """One round over all tables, begun at one time."""
+
+    now: float
+    began: float
+    force: bool
+    steps: dict[int, Step] = field(default_factory=dict)
+
+
+class Compactor:
+    """Goes round the tables, for as long as it is let; the next call goes on there.
+
+    Parameters
+    ----------
+    state : StoreState
+        Of an open store.
+    """
+
+    def __init__(self, state: StoreState) -> None:
+        self._state = state
+        self._turn = threading.Lock()
+        self._pass: Pass | None = None  # Guarded by _turn.
+
+    def run(self, budget_s: float | None, *, force: bool) -> Compaction:
+        """Compact for about `budget_s` seconds, or until all is done.
+
+        Notes
+        -----
+        A pass that an earlier call began is gone on with as long as the clock just went on since;
+        after a jump it begins anew, so that `finished` is true of the present time.
+        """
+        state = self._state
+        with self._turn:
+            started = state.monotonic()
+            now = float(state.clock())
+            current = self._pass
+            if current is None or budget_s is None or not self._goes_on(current, now, force):
+                current = self._pass = Pass(now, started, force)
+                state.suspects = {}
+            expired = freed = 0
+            finished = True
+            for entry in sorted(state.tables.values(), key=lambda entry: entry.id):
+                step = current.steps.get(entry.id)
+                if step is None or step.rules != entry.rules:
+                    step = current.steps[entry.id] = Step(entry, entry.rules)
+                while step.phase != DONE and not entry.dropped:
+                    if budget_s is not None and state.monotonic() - started >= budget_s:
+                        finished = False
+                        break
+                    removed, bytes_freed = self._advance(current, step)
+                    expired, freed = expired + removed, freed + bytes_freed
+            if finished:
+                self._pass = None
+                if expired and state.overflow is not None:
+                    with state.mutex:
+                        freed += state.overflow.shrink()
+            return Compaction(expired, freed, finished)
+
+    def _goes_on(self, current: Pass, now: float, force: bool) -> bool:
+        gained = now - current.now
+        elapsed = self._state.monotonic() - current.began
+        return force == current.force and 0 <= gained <= elapsed + DRIFT_S
+
+    def _advance(self, current: Pass, step: Step) -> tuple[int, int]:
+        """Do one bounded step; return records removed and bytes given back."""
+        schema = step.entry.schema
+        if step.phase == COUNT and schema.ttl_default is None and not schema.ttl_slots:
+            step.phase = DONE
+        elif step.phase == COUNT:
+            self._count(current, step)
+        elif step.phase == EXPIRE:
+            return self._expire(step), 0
+        elif step.phase == SHRINK:
+            freed, step.cursor = step.entry.core.shrink(step.cursor)
+            if step.cursor < 0:
+                step.phase = DONE
+            return 0, freed
+        return 0, 0
+
+    def _count(self, current: Pass, step: Step) -> None:
+        core = step.entry.core
+        if current.force or core.rows <= SUSPECT_ROWS:
+            step.phase, step.cursor = EXPIRE, 0
+            return
+        now = float(self._state.clock())
+        fids, cold, step.cursor = core.expired(step.cursor, now)
+        step.expired += len(fids) + len(self._expired_cold(step.entry, cold, now))
+        if step.cursor >= 0:
+            return
+        name, rows = step.entry.schema.name, core.rows
+        if step.expired > SUSPECT_ROWS and 2 * step.expired > rows:
+            self._state.suspects[name] = (
+                f"table {name}: {step.expired} of {rows} records would expire at once, as after a "
+                "clock that jumped ahead; nothing of it was removed; check the clock, then "
+                "compact(force=True) if it is right"
+            )
+            step.phase = DONE
+            return
+        step.phase, step.cursor = EXPIRE, 0
+
+    def _expire(self, step: Step) -> int:
+        """Remove what has expired in one part of the index."""
+        state, entry = self._state, step.entry
+        core = entry.core
+        now = float(state.clock())
+        if state.is_serial:
+            with state.mutex:
+                state.check_writable()
+                fids, cold, cursor = core.expired(step.cursor, now)
+                gone = self._expired_cold(entry, cold, now)
+                if len(gone):
+                    promote(state, entry, gone)
+                    fids = np.concatenate([fids, gone])
+                log = state.open_log()
+                if log is not None and len(fids):
+                    log.remove(entry.id, fids)
+                removed = len(core.expire(fids, now))
+        else:
+            fids, _, cursor = core.expired(step.cursor, now)
+            removed = len(core.expire(fids, now))
+        step.cursor = cursor
+        step.removed += removed
+        if cursor < 0:
+            step.phase, step.cursor = SHRINK if step.removed else DONE, 0
+        return removed
+
+    def _expired_cold(self, entry: TableEntry, cold: Fids, now: float) -> Fids:
+        """Return those of the cold ids that have expired."""
+        state = self._state
+        if not len(cold):
+            return cold
+        with state.mutex:
+            cold = entry.core.cold(cold)
+            rows = entry.rows_of(read_cold(state, entry, cold))
+        schema = entry.schema
+        ttl = np.full(len(rows), schema.ttl_default or 0, np.int64)
+        slots = (rows["fid"] >> np.uint64(48)).astype(np.int64)
+        for slot, seconds in schema.ttl_slots.items():
+            ttl[slots == slot] = seconds
+        is_expired = (ttl > 0) & (math.floor(now) - rows["timestamp"] >= ttl)
+        return rows["fid"][is_expired].astype(np.uint64)
+
+

@@ -1,0 +1,157 @@
+"""The background: one thread that seals, compacts in slices and prefetches.
+
+What it fails at is kept for the next call to raise. It waits on the monotonic clock, so that a clock
+that jumps neither stalls it nor makes it run wild.
+"""
+
+import contextlib
+import threading
+import time
+import weakref
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolith_kv.budget import promote
+from monolith_kv.catalog import retire
+from monolith_kv.compaction import Compactor
+from monolith_kv.sealing import seal
+from monolith_kv.state import StoreState, TableEntry
+
+SLICE_S = 0.02  # Of compaction, in one go.
+SLICES_PER_INTERVAL = 20
+PAUSE_MAX_S = 1.0
+PREFETCH_IDS = 4096
+PREFETCH_QUEUE_MAX = 64
+
+
+class Maintenance:
+    """Runs the background work of one open store.
+
+    Parameters
+    ----------
+    state : StoreState
+        Of the store.
+    compactor : Compactor
+        Shared with `Store.compact`.
+    """
+
+    def __init__(self, state: StoreState, compactor: Compactor) -> None:
+        self._state = state
+        self._compactor = compactor
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._queue: deque[tuple[TableEntry, NDArray[np.uint64]]] = deque(
+            maxlen=PREFETCH_QUEUE_MAX
+        )
+        self._fetcher: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; nothing where there is nothing to do in the background."""
+        state = self._state
+        if state.mode != "rw":
+            return
+        if state.budget is not None:
+            state.prefetch = self._prefetch
+        if state.settings.delta_interval_s is not None and self._thread is None:
+            self._thread = threading.Thread(
+                target=_loop, args=(weakref.ref(self), self._stop), name="monolith-kv", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End; returns when the work under way is done."""
+        self._stop.set()
+        self._wake.set()
+        for thread in (self._thread, self._fetcher):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+
+    # --- seal and compact ------------------------------------------------------------------
+
+    def pause_s(self) -> float:
+        """Seconds from one slice to the next."""
+        interval = self._state.settings.delta_interval_s or PAUSE_MAX_S
+        return min(interval / SLICES_PER_INTERVAL, PAUSE_MAX_S)
+
+    def step(self, sealed: float) -> float:
+        """Do what is due; return when the last seal was, on the monotonic clock."""
+        state = self._state
+        interval = state.settings.delta_interval_s or 0.0
+        now = time.monotonic()
+        try:
+            if state.failure is not None:
+                return sealed
+            if now - sealed >= interval:
+                sealed = now
+                seal(state, None)
+                with state.files:
+                    retire(state)
+            elif self._may_compact():
+                self._compactor.run(SLICE_S, force=False)
+        except Exception as error:  # Kept for the next call, which raises it.
+            if not self._stop.is_set():
+                state.background_error = error
+        return sealed
+
+    def _may_compact(self) -> bool:
+        return any(
+            entry.schema.ttl_default is not None or entry.schema.ttl_slots
+            for entry in self._state.tables.values()
+        )
+
+    # --- prefetch --------------------------------------------------------------------------
+
+    def _prefetch(self, entry: TableEntry, ids: NDArray[np.uint64]) -> None:
+        self._queue.append((entry, ids))
+        if self._fetcher is None:
+            self._fetcher = threading.Thread(
+                target=_fetch, args=(weakref.ref(self), self._stop), name="monolith-kv-prefetch",
+                daemon=True,
+            )  # fmt: skip
+            self._fetcher.start()
+        self._wake.set()
+
+    def fetch(self) -> None:
+        """Bring in what was asked for; it may be late, but it is never an error of that call."""
+        state = self._state
+        while self._queue and not self._stop.is_set():
+            entry, ids = self._queue.popleft()
+            for start in range(0, len(ids), PREFETCH_IDS):
+                with state.mutex:
+                    if state.closed or entry.dropped:
+                        break
+                    with contextlib.suppress(Exception):
+                        promote(state, entry, ids[start : start + PREFETCH_IDS])
+                        if state.budget is not None:
+                            state.budget.settle()
+
+    def wait(self) -> None:
+        """Return when something was asked for."""
+        self._wake.wait(PAUSE_MAX_S)
+        self._wake.clear()
+
+
+def _loop(owner: "weakref.ref[Maintenance]", stop: threading.Event) -> None:
+    sealed = time.monotonic()
+    pause_s = 0.0
+    while not stop.wait(pause_s):
+        # A store that nobody holds any more is let go of, as after a crash.
+        maintenance = owner()
+        if maintenance is None:
+            return
+        pause_s = maintenance.pause_s()
+        sealed = maintenance.step(sealed)
+        del maintenance
+
+
+def _fetch(owner: "weakref.ref[Maintenance]", stop: threading.Event) -> None:
+    while not stop.is_set():
+        maintenance = owner()
+        if maintenance is None:
+            return
+        maintenance.fetch()
+        maintenance.wait()
+        del maintenance

@@ -1,0 +1,196 @@
+"""Open and close a store: lock, manifest, recovery, a new epoch after an unclean end.
+
+What must hold: nothing is written before the state was recovered wholly; the new epoch and the mark
+that the store is in use are durable before the first call; a clean close leaves nothing that is in
+memory only.
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable
+
+from monolith_kv.budget import Budget
+from monolith_kv.catalog import commit, drop_call_logs, remove_unnamed
+from monolith_kv.errors import CorruptionError, DataLossWarning, Error
+from monolith_kv.lineage import Lineage
+from monolith_kv.sealing import seal
+from monolith_kv.state import Settings, StoreState
+from monolith_kv.storage import files, manifest
+from monolith_kv.storage.format import OVERFLOW_FOLDER
+from monolith_kv.storage.manifest import Manifest
+from monolith_kv.storage.overflow import OverflowTier
+from monolith_kv.storage.recovery import position, recover
+
+READ_ATTEMPTS = 20
+MEMORY_MIN = 1
+
+
+def open_state(
+    path: str,
+    mode: str,
+    settings: Settings,
+    clock: Callable[[], float],
+    monotonic: Callable[[], float],
+) -> StoreState:
+    """Return the recovered state of the store at `path`, ready for calls.
+
+    Raises
+    ------
+    StoreLockedError, CorruptionError, FormatVersionError, FileNotFoundError
+        As `monolith_kv.open`.
+    """
+    if mode == "r":
+        return read_state(path, settings, clock, monotonic)
+    state = StoreState(path, mode, settings, clock, monotonic)
+    # Before anything is created: a folder with data but no manifest is damaged, not new.
+    manifest.load(path, to_write=True)
+    files.make_folder(path)
+    state.lock = files.FolderLock(path)
+    try:
+        found = manifest.load(path, to_write=True)
+        if found is None:
+            found = _first(mode)
+        _check_mode(path, mode, found)
+        open_overflow(state, os.path.join(path, OVERFLOW_FOLDER))
+        recover(state, found)
+        _begin(state, found)
+    except BaseException:
+        release(state)
+        raise
+    return state
+
+
+def _first(mode: str) -> Manifest:
+    """The manifest of a new store; a replica takes its identity from what it is given."""
+    if mode == "replica":
+        return Manifest(mode=mode)
+    return Manifest(uuid=uuid.uuid4().hex, lineage=Lineage().begin(after=0))
+
+
+def _check_mode(path: str, mode: str, found: Manifest) -> None:
+    if found.mode == mode:
+        return
+    if mode == "rw":
+        raise Error(
+            f'{path} is a replica; open it with mode "replica" and promote() it to write to it'
+        )
+    raise Error(
+        f'{path} is written to by itself, it is no replica; open it with mode "rw" or "r", or '
+        'restore a snapshot of it with mode "replica" elsewhere'
+    )
+
+
+def open_overflow(state: StoreState, folder: str) -> None:
+    """Give the state an overflow tier and a budget if it has a memory limit."""
+    settings = state.settings
+    if settings.memory_limit is not None:
+        state.overflow = OverflowTier(folder, settings.overflow_limit)
+        state.budget = Budget(state, settings.memory_limit)
+
+
+def _begin(state: StoreState, found: Manifest) -> None:
+    """Mark the store as in use, durably; in a new epoch if the last end was not clean."""
+    lineage = found.lineage
+    if state.mode == "rw" and not found.clean:
+        # Calls after the last durable state may have been seen by others: history may fork here.
+        lineage = lineage.begin(after=found.sequence)
+    commit(state, lineage=lineage, clean=False)
+    remove_unnamed(state)
+    report_losses(state)
+
+
+def report_losses(state: StoreState) -> None:
+    """Warn about what is known to be lost."""
+    for loss in state.lost:
+        if loss.get("calls"):
+            warnings.warn(
+                f"{loss['path']}: {loss['what']}: at least {loss['calls']} calls, none of which "
+                "had been acknowledged as durable, were cut off and kept aside",
+                DataLossWarning,
+                stacklevel=5,
+            )
+
+
+# --- to read -------------------------------------------------------------------------------
+
+
+def read_state(
+    path: str,
+    settings: Settings,
+    clock: Callable[[], float],
+    monotonic: Callable[[], float],
+) -> StoreState:
+    """Return the last durable state of a store, which may be open for writing elsewhere."""
+    for attempt in range(READ_ATTEMPTS):
+        state = StoreState(path, "r", settings, clock, monotonic)
+        found = manifest.load(path)
+        if found is None:
+            raise FileNotFoundError(f"there is no store at {path}")
+        try:
+            if settings.memory_limit is not None:
+                folder = tempfile.mkdtemp(prefix="monolith-kv-")
+                open_overflow(state, os.path.join(folder, OVERFLOW_FOLDER))
+            state.read_position = position(path, found)
+            recover(state, found)
+            return state
+        except (CorruptionError, FileNotFoundError):
+            release(state)
+            # The writer goes on: files that the manifest named may be gone by now.
+            if attempt == READ_ATTEMPTS - 1 or manifest.load(path) == found:
+                raise
+        except BaseException:
+            release(state)
+            raise
+    raise AssertionError
+
+
+# --- the end -------------------------------------------------------------------------------
+
+
+def close_state(state: StoreState) -> None:
+    """Seal what is left and mark the store as closed cleanly; unlock in any case."""
+    try:
+        if state.mode != "r":
+            with state.snapshotting, state.files, state.mutex:
+                if state.mode == "rw" and state.failure is None:
+                    _finish(state)
+                elif state.mode == "replica":
+                    commit(state, clean=True)
+    finally:
+        release(state)
+
+
+def _finish(state: StoreState) -> None:
+    seal(state, None)
+    log, state.log = state.log, None
+    if log is not None:
+        log.close(clean=True)
+    commit(
+        state,
+        clean=True,
+        tables=state.tables_json(),
+        next_table_id=state.next_table_id,
+        first_call_log=max(state.next_log, state.manifest.first_call_log),
+    )
+    drop_call_logs(state)
+
+
+def release(state: StoreState) -> None:
+    """Let go of files and locks; in a forked child of nothing."""
+    if state.pid != os.getpid():
+        return
+    state.closed = True
+    log, state.log = state.log, None
+    if log is not None:
+        log.close(clean=False)
+    overflow, state.overflow = state.overflow, None
+    if overflow is not None:
+        overflow.close()
+        if state.mode == "r":
+            shutil.rmtree(os.path.dirname(overflow.folder), ignore_errors=True)
+    if state.lock is not None:
+        state.lock.release()
+        state.lock = None

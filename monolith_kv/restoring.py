@@ -1,0 +1,290 @@
+"""Restore: make the files of a new store from one snapshot, or from those of several shards.
+
+What must hold: the new store appears under its name wholly or not at all: it is built in a folder
+beside it, which gets the name last. Memory is one block of rows, and for several snapshots the ids
+that were seen.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolith_kv._table import Barrier, TableCore
+from monolith_kv.errors import CorruptionError, SchemaError
+from monolith_kv.lineage import Lineage
+from monolith_kv.schema import TableSchema
+from monolith_kv.sealing import store_digest
+from monolith_kv.state import Settings, StoreState
+from monolith_kv.storage import files, manifest
+from monolith_kv.storage.format import RecordKind
+from monolith_kv.storage.framing import Record
+from monolith_kv.storage.manifest import Manifest
+from monolith_kv.storage.recovery import read_schemas
+from monolith_kv.storage.snapshot import SnapshotReader, SnapshotWriter
+
+Keep = Callable[[str, NDArray[np.uint64]], NDArray[np.bool_]]
+Progress = Callable[[int, int], None]
+FID = np.dtype("<u8")
+
+
+def restore_files(
+    sources: Sequence[str],
+    path: str,
+    *,
+    mode: str,
+    progress: Progress | None,
+    keep: Keep | None,
+    clock: Callable[[], float],
+) -> None:
+    """Make the store at `path` from snapshot files; see `monolith_kv.restore`."""
+    if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        raise FileExistsError(f"{path} is not empty; restore to a new folder")
+    readers = [SnapshotReader(source) for source in sources]
+    for reader in readers:
+        reader.verify()
+    build(path, lambda folder: _write(folder, readers, mode, progress, keep, clock))
+
+
+def build(path: str, write: Callable[[str], None]) -> None:
+    """Call `write` with a new folder, which gets the name `path` when it returns."""
+    parent = os.path.dirname(path)
+    files.make_folder(parent)
+    folder = os.path.join(
+        parent, f".{os.path.basename(path)}.{secrets.token_hex(8)}{files.TEMPORARY_SUFFIX}"
+    )
+    files.make_folder(folder)
+    try:
+        write(folder)
+        files.publish(folder, path, replace=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(
+    folder: str,
+    readers: list[SnapshotReader],
+    mode: str,
+    progress: Progress | None,
+    keep: Keep | None,
+    clock: Callable[[], float],
+) -> None:
+    first = readers[0]
+    if len(readers) > 1:
+        identity, lineage, sequence = uuid.uuid4().hex, Lineage().begin(after=0), 0
+        cursor: dict[str, Any] = {}
+    else:
+        identity, lineage = first.meta["uuid"], first.lineage
+        sequence, cursor = first.meta["sequence"], first.meta["cursor"]
+    merge = Merge(readers, keep, progress)
+    tables = merge.tables_json()
+    created_at = float(clock())
+    with SnapshotWriter(folder, identity, sequence, lineage.epoch) as writer:
+        writer.meta(
+            {
+                "uuid": identity,
+                "lineage": lineage.to_json(),
+                "sequence": sequence,
+                "cursor": cursor,
+                "tables": tables,
+                "created_at": created_at,
+                "dense_version": first.meta["dense_version"],
+                "calls_from": 0,
+                "unsealed": _unsealed(readers),
+            }
+        )
+        merge.write(writer)
+        _, size = writer.publish({"digest": merge.digest()})
+        rows = writer.rows_written
+        named = {
+            "name": writer.name,
+            "sequence": sequence,
+            "epoch": lineage.epoch,
+            "rows": rows,
+            "bytes": size,
+            "created_at": created_at,
+            "lineage": lineage.to_json(),
+        }
+    if mode == "rw" and len(readers) == 1:
+        lineage = lineage.begin(after=sequence)
+    made = Manifest(
+        uuid=identity,
+        lineage=lineage,
+        sequence=sequence,
+        mode=mode,
+        cursor=cursor,
+        tables=tables,
+        next_table_id=1 + max((table["id"] for table in tables), default=0),
+        snapshots=[named],
+        clock_high=created_at,
+    )
+    manifest.store(folder, made)
+
+
+def _unsealed(readers: list[SnapshotReader]) -> dict[str, bool]:
+    if len(readers) > 1:  # A new history: its first delta has everything.
+        return {"schema": True, "dense": bool(readers[0].meta["dense_version"])}
+    found = readers[0].meta.get("unsealed", {})
+    return {key: bool(found.get(key)) for key in ("schema", "dense")}
+
+
+class Merge:
+    """Reads snapshots as one: tables by name, rows that are kept, gates added up.
+
+    Parameters
+    ----------
+    readers : list of SnapshotReader
+        Verified.
+    keep : callable, optional
+        keep(table name, ids) -> mask.
+    progress : callable, optional
+        Called with (records read, records in all).
+    """
+
+    def __init__(
+        self, readers: list[SnapshotReader], keep: Keep | None, progress: Progress | None
+    ) -> None:
+        self._readers = readers
+        self._keep = keep
+        self._progress = progress
+        self._is_one = len(readers) == 1
+        self._done = 0
+        self._total = sum(reader.end["rows"] for reader in readers)
+        self._schemas = [read_schemas(reader.meta["tables"], reader.path) for reader in readers]
+        self._ids: dict[str, int] = {}
+        self._merged: dict[str, TableSchema] = {}
+        for reader, schemas in zip(readers, self._schemas, strict=True):
+            for table_id, schema in schemas.items():
+                known = self._merged.setdefault(schema.name, schema)
+                if not known.same_kind(schema):
+                    raise SchemaError(
+                        f"{reader.path}: table {schema.name} has other slices than in "
+                        f"{readers[0].path}; their rows cannot be joined"
+                    )
+                next_id = table_id if self._is_one else len(self._ids) + 1
+                self._ids.setdefault(schema.name, next_id)
+        self._state = StoreState("", "r", Settings(), lambda: 0.0, lambda: 0.0)
+        self._entries = {
+            name: self._state.make_entry(self._ids[name], schema)
+            for name, schema in self._merged.items()
+        }
+        self._digests: dict[str, list[int]] = {name: [0, 0] for name in self._merged}
+        self._seen: dict[str, list[NDArray[np.uint64]]] = {name: [] for name in self._merged}
+        self._touched: dict[str, list[NDArray[np.uint64]]] = {name: [] for name in self._merged}
+
+    def tables_json(self) -> list[dict[str, Any]]:
+        """Return the schemas of the tables, with their ids."""
+        return [entry.to_json() for entry in self._entries.values()]
+
+    def write(self, writer: SnapshotWriter) -> None:
+        """Write what is kept behind META."""
+        for number, reader in enumerate(self._readers):
+            schemas = self._schemas[number]
+            for record in reader.records():
+                if record.kind == RecordKind.DENSE:
+                    if number == 0:
+                        writer.dense(record.count, record.payload)
+                    continue
+                if record.table not in schemas:
+                    raise CorruptionError(
+                        f"{reader.path} at byte {record.offset}: no table {record.table}",
+                        reader.path,
+                        record.offset,
+                    )
+                self._take(writer, schemas[record.table].name, record)
+            self._refuse_twice(reader)
+        for name, entry in self._entries.items():
+            gate = entry.core.gate_state()
+            if gate:
+                writer.gate(entry.id, gate)
+            touched = self._touched[name] if self._is_one else self._seen[name]
+            if touched:
+                writer.touched(entry.id, np.unique(np.concatenate(touched)))
+
+    def digest(self) -> str:
+        """Return the digest of what was written."""
+        return store_digest([_Digest(e.schema, self._digests[n]) for n, e in self._entries.items()])  # type: ignore[misc]
+
+    def _take(self, writer: SnapshotWriter, name: str, record: Record) -> None:
+        entry = self._entries[name]
+        if record.kind == RecordKind.ROWS:
+            self._take_rows(writer, name, record)
+        elif record.kind == RecordKind.GATE:
+            # Gates of other geometry cannot be added up: these counts begin anew.
+            with contextlib.suppress(ValueError):
+                entry.core.gate_load(bytes(record.payload), True)
+        elif record.kind == RecordKind.SIGHTINGS and self._is_one:
+            writer.sightings(entry.id, record.payload)
+        elif record.kind == RecordKind.TOUCHED and self._is_one:
+            fids = np.frombuffer(record.payload, FID).astype(np.uint64)
+            self._touched[name].append(fids[self._mask(name, fids)])
+
+    def _take_rows(self, writer: SnapshotWriter, name: str, record: Record) -> None:
+        entry = self._entries[name]
+        records = np.frombuffer(record.payload, np.uint8)
+        rows = entry.rows_of(records)
+        fids = rows["fid"].astype(np.uint64)
+        mask = self._mask(name, fids)
+        if not mask.all():
+            rows, fids = rows[mask], fids[mask]
+        if not self._is_one:
+            self._seen[name].append(fids)
+        if len(rows):
+            packed = np.ascontiguousarray(rows).view(np.uint8)
+            writer.rows(entry.id, packed, len(rows))
+            self._add_digest(entry.schema, name, packed)
+        self._done += record.count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _mask(self, name: str, fids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        if self._keep is None:
+            return np.ones(len(fids), np.bool_)
+        mask = np.asarray(self._keep(name, fids.copy()))
+        if mask.dtype != np.bool_ or mask.shape != fids.shape:
+            raise TypeError(
+                f"keep must return bool of shape {fids.shape}, got {mask.dtype} {mask.shape}"
+            )
+        return mask
+
+    def _add_digest(self, schema: TableSchema, name: str, packed: NDArray[np.uint8]) -> None:
+        # The data plane knows how a row is hashed: a table that holds just these tells it.
+        core = TableCore(Barrier(), schema.core_slices(), 0)
+        core.apply(packed, np.empty(0, np.uint64))
+        total = self._digests[name]
+        for index, part in enumerate(core.digest()):
+            total[index] = (total[index] + part) % 2**64
+
+    def _refuse_twice(self, reader: SnapshotReader) -> None:
+        if self._is_one:
+            return
+        for name, parts in self._seen.items():
+            fids = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+            distinct, counts = np.unique(fids, return_counts=True)
+            if len(distinct) != len(fids):
+                raise ValueError(
+                    f"{reader.path}: {len(fids) - len(distinct)} ids of table {name}, id "
+                    f"{distinct[counts > 1][0]} for one, are in two of the snapshots; let keep() "
+                    "select each once"
+                )
+
+
+class _Digest:
+    """Stands for a table whose digest is known."""
+
+    def __init__(self, schema: TableSchema, parts: list[int]) -> None:
+        self.schema = schema
+        self.core = self
+        self._parts = parts
+
+    def digest(self) -> tuple[int, int]:
+        return self._parts[0], self._parts[1]
+
+

@@ -1,0 +1,230 @@
+"""Seal: publish every row touched and every id removed since the last seal as one delta.
+
+What must hold: the delta is the difference between two instants that fall between calls; it counts
+once the manifest names it; if anything fails before, nothing is lost: rows count as touched,
+sightings as pending, the calls stay in their logs.
+"""
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolith_kv.budget import blocks, read_cold
+from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
+from monolith_kv.published import Delta
+from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.storage import sightings
+from monolith_kv.storage.delta_log import DeltaWriter
+from monolith_kv.storage.recovery import join_pieces
+
+
+@dataclass
+class Plan:
+    """What a seal found at its instant."""
+
+    cursor: dict[str, Any] | None
+    sealed_at: float
+    entries: list[TableEntry]
+    tables: list[dict[str, Any]]
+    dropped: list[int]
+    next_table_id: int
+    digest: str
+    dense: tuple[int, bytes] | None
+    calls_from: int
+    schema_changed: bool
+    flipped: list[TableEntry] = field(default_factory=list)
+    pieces: dict[int, list[bytes]] = field(default_factory=dict)
+
+
+def seal(state: StoreState, cursor: dict[str, Any] | None) -> Delta | None:
+    """Publish a delta; None when there is nothing to publish.
+
+    Parameters
+    ----------
+    state : StoreState
+        Open "rw".
+    cursor : dict or None
+        Checked; None leaves it as it is.
+    """
+    with state.files:
+        plan = _flip(state, cursor)
+        if plan is None:
+            store_sightings(state)
+            return None
+        try:
+            delta = _publish(state, plan)
+        except BaseException:
+            for entry in plan.flipped:
+                entry.core.seal_abort()
+            state.schema_changed = state.schema_changed or plan.schema_changed
+            raise
+        _settle(state, plan)
+        return delta
+
+
+def _flip(state: StoreState, cursor: dict[str, Any] | None) -> Plan | None:
+    """Take the instant: from here on changes belong to the next delta."""
+    with state.mutex:
+        entries = sorted(state.tables.values(), key=lambda entry: entry.id)
+        with state.barrier:
+            has_rows = any(entry.core.touched() for entry in entries)
+        if not (has_rows or state.schema_changed or state.dense.is_pending or cursor is not None):
+            return None
+        calls_from = state.roll_log()
+        with state.barrier:
+            plan = Plan(
+                cursor=cursor,
+                sealed_at=float(state.clock()),
+                entries=entries,
+                tables=state.tables_json(),
+                dropped=[],
+                next_table_id=state.next_table_id,
+                digest=store_digest(entries),
+                dense=(state.dense.version, state.dense.data) if state.dense.is_pending else None,
+                calls_from=calls_from,
+                schema_changed=state.schema_changed,
+            )
+            for entry in entries:
+                entry.core.seal_flip()
+                plan.flipped.append(entry)
+            for entry in entries:
+                plan.pieces[entry.id] = entry.take_sightings()
+        # A table that a delta has had and that is gone now.
+        ids = {entry.id for entry in entries}
+        plan.dropped = [t["id"] for t in state.manifest.tables if t["id"] not in ids]
+        state.schema_changed = False
+        return plan
+
+
+def _publish(state: StoreState, plan: Plan) -> Delta:
+    """Write the file and name it in the manifest."""
+    found = state.manifest
+    sequence, epoch = found.sequence + 1, found.lineage.epoch
+    with DeltaWriter(state.path, found.uuid, sequence, epoch) as writer:
+        writer.meta(
+            {
+                "sequence": sequence,
+                "lineage": found.lineage.to_json(),
+                "cursor": plan.cursor,
+                "tables": plan.tables,
+                "dropped": plan.dropped,
+                "sealed_at": plan.sealed_at,
+                "calls_from": plan.calls_from,
+            }
+        )
+        for entry in plan.entries:
+            _write_table(state, writer, entry)
+            for piece in plan.pieces[entry.id]:
+                writer.sightings(entry.id, piece)
+        if plan.dense is not None:
+            writer.dense(*plan.dense)
+        name, size = writer.publish({"digest": plan.digest})
+        named = {
+            "name": name,
+            "sequence": sequence,
+            "epoch": epoch,
+            "rows": writer.rows_written,
+            "removals": writer.removals_written,
+            "bytes": size,
+            "sealed_at": plan.sealed_at,
+        }
+    commit(
+        state,
+        sequence=sequence,
+        cursor=found.cursor if plan.cursor is None else plan.cursor,
+        tables=plan.tables,
+        next_table_id=plan.next_table_id,
+        deltas=[*found.deltas, named],
+        first_call_log=max(plan.calls_from, 1),
+        sightings=None,
+    )
+    return delta_of(state, named)
+
+
+def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> None:
+    core = entry.core
+    absent: list[NDArray[np.uint64]] = []
+    for fids in blocks(core.seal_fids(), core.record_bytes):
+        _write(writer, entry, _read(state, entry, fids, absent))
+    # Rows that changed or went after the instant, as they were before that. Nothing is added to
+    # them any more: every row of the view was read.
+    saved = core.seal_saved()
+    _write(writer, entry, saved)
+    if absent:
+        gone = np.setdiff1d(np.concatenate(absent), entry.rows_of(saved)["fid"])
+        writer.removed(entry.id, gone)
+
+
+def _read(
+    state: StoreState,
+    entry: TableEntry,
+    fids: NDArray[np.uint64],
+    absent: list[NDArray[np.uint64]],
+) -> NDArray[np.uint8]:
+    """Read rows of the view, from both tiers."""
+    core = entry.core
+    if state.overflow is None:
+        records, gone, _ = core.seal_read(fids)
+        absent.append(gone)
+        return records
+    with state.mutex:  # No row moves between the tiers meanwhile.
+        records, gone, cold = core.seal_read(fids)
+        absent.append(gone)
+        if len(cold):
+            claimed = core.seal_claim(read_cold(state, entry, cold).reshape(-1))
+            records = np.concatenate([records, claimed])
+    return records
+
+
+def _write(writer: DeltaWriter, entry: TableEntry, records: NDArray[np.uint8]) -> None:
+    writer.rows(entry.id, records, len(records) // entry.core.record_bytes)
+
+
+def _settle(state: StoreState, plan: Plan) -> None:
+    """The delta counts: forget what it covers."""
+    for entry in plan.flipped:
+        entry.core.seal_end()
+        del entry.pending_sightings[: len(plan.pieces[entry.id])]
+    if plan.dense is not None and state.dense.version == plan.dense[0]:
+        state.dense.is_pending = False
+    drop_call_logs(state)
+    for name in sightings.names(state.path):
+        if name != state.manifest.sightings:
+            drop_file(sightings.path_of(state.path, name))
+
+
+def store_sightings(state: StoreState) -> None:
+    """Keep sightings that no delta holds yet in a file of their own. Under files."""
+    by_table = {}
+    is_new = False
+    for entry in state.tables.values():
+        count = len(entry.pending_sightings)
+        pieces = entry.take_sightings()
+        is_new = is_new or len(pieces) != count
+        if pieces:
+            by_table[entry.id] = join_pieces(pieces)
+    found = state.manifest
+    if not is_new and (found.sightings is not None or not by_table):
+        return
+    name = sightings.store(
+        state.path, found.uuid, found.sequence, found.lineage.epoch, by_table
+    )
+    if found.sightings != name:
+        commit(state, sightings=name)
+
+
+def store_digest(entries: list[TableEntry]) -> str:
+    """Return the order-independent hash of all records of these tables, in hexadecimal."""
+    hashed = blake2b(digest_size=16)
+    for entry in sorted(entries, key=lambda entry: entry.schema.name):
+        low, high = entry.core.digest()
+        name = entry.schema.name.encode()
+        hashed.update(len(name).to_bytes(2, "little") + name)
+        hashed.update(entry.schema.dim.to_bytes(4, "little"))
+        hashed.update(low.to_bytes(8, "little") + high.to_bytes(8, "little"))
+    return hashed.hexdigest()
+
+

@@ -1,0 +1,285 @@
+"""The state of one open store, which all parts of the control plane share, and its locks.
+
+Locks, always taken in this order: `files` (who changes which files make up the store), `mutex` (in
+a store that logs calls or overflows, who changes rows; always, who changes schemas), the barrier
+(an instant between calls). Readers take none of them.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolith_kv._table import Barrier, TableCore
+from monolith_kv.errors import ClosedError, Error, ForkedError, ReadOnlyError
+from monolith_kv.schema import TableSchema
+from monolith_kv.storage.call_log import CallLogWriter
+from monolith_kv.storage.files import FolderLock
+from monolith_kv.storage.manifest import Manifest
+from monolith_kv.storage.overflow import OverflowTier
+
+if TYPE_CHECKING:
+    from monolith_kv.budget import Budget
+
+NO_FIDS: NDArray[np.uint64] = np.empty(0, np.uint64)
+NO_RECORDS: NDArray[np.uint8] = np.empty(0, np.uint8)
+LOGGED = ("batch", "sync")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a store was opened; durations in seconds, sizes in bytes."""
+
+    durability: str = "interval"
+    delta_interval_s: float | None = 60.0
+    delta_retention_s: float = 86400.0
+    snapshots_kept: int = 2
+    memory_limit: int | None = None
+    overflow_limit: int | None = None
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether every call goes to a call log."""
+        return self.durability in LOGGED
+
+
+class TableEntry:
+    """One table of an open store: what it is, and its rows."""
+
+    __slots__ = (
+        "core",
+        "dropped",
+        "dtype",
+        "handle",
+        "id",
+        "pending_sightings",
+        "rules",
+        "schema",
+    )
+
+    def __init__(self, table_id: int, schema: TableSchema, core: TableCore) -> None:
+        self.id = table_id
+        self.schema = schema
+        self.core = core
+        self.dropped = False
+        self.rules = 0  # Counts changes of the TTL: an expiry pass begins anew.
+        self.handle: Any = None  # The Table that users hold.
+        # Sightings that were taken from the core, in order, but are in no delta yet. Guarded by
+        # files.
+        self.pending_sightings: list[bytes] = []
+        width = core.dim + core.state_floats
+        self.dtype = np.dtype([("fid", "<u8"), ("timestamp", "<i8"), ("row", "<f4", (width,))])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the schema with the table's id, as files hold it."""
+        return {**self.schema.to_json(), "id": self.id}
+
+    def take_sightings(self) -> list[bytes]:
+        """Return all pending sightings, those since the last time included. Under files."""
+        data = self.core.sightings(True)
+        if len(data.strip(b"\0")):  # Lengths of nothing.
+            self.pending_sightings.append(data)
+        return list(self.pending_sightings)
+
+    def rows_of(self, records: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return records as a structured array, not copied."""
+        return np.ascontiguousarray(records).reshape(-1).view(self.dtype)
+
+
+@dataclass
+class DenseState:
+    """The dense parameters in memory."""
+
+    version: int = 0
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    data: bytes = b""
+    is_pending: bool = False  # Published, but in no delta yet.
+    entry: dict[str, Any] = field(default_factory=lambda: {"version": 0, "name": None})
+
+
+class StoreState:
+    """What an open store is.
+
+    Parameters
+    ----------
+    path : str
+        Folder of the store.
+    mode : str
+        "rw", "r" or "replica".
+    settings : Settings
+        How it was opened.
+    clock, monotonic : callable
+        Seconds since the epoch, and for measuring; handed in by the store.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        mode: str,
+        settings: Settings,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.path = path
+        self.mode = mode
+        self.settings = settings
+        self.clock = clock
+        self.monotonic = monotonic
+        self.pid = os.getpid()
+        self.closed = False
+        self.lock: FolderLock | None = None
+        self.files = threading.RLock()
+        self.mutex = threading.RLock()
+        self.snapshotting = threading.Lock()
+        self.barrier = Barrier()
+        # Bucket choice only; nobody outside may know it, nothing on disk depends on it.
+        self.seed = int.from_bytes(os.urandom(8), "little")
+        self.manifest = Manifest()  # Replaced as a whole. Guarded by files.
+        # Replaced as a whole, so that readers need no lock. Guarded by mutex.
+        self.tables: dict[str, TableEntry] = {}
+        self.next_table_id = 1
+        self.schema_changed = False  # Since the last seal.
+        self.dense = DenseState()
+        self.log: CallLogWriter | None = None
+        self.next_log = 1
+        self.overflow: OverflowTier | None = None
+        self.budget: Budget | None = None
+        self.failure: Exception | None = None  # Writing was given up.
+        self.background_error: Exception | None = None
+        self.lost: list[dict[str, Any]] = []
+        self.calls_replayed = 0
+        self.read_position: Any = None  # What a reader has loaded; see recovery.position.
+        self.suspects: dict[str, str] = {}  # Tables that compaction leaves alone, and why.
+        self.prefetch: Callable[[TableEntry, NDArray[np.uint64]], None] | None = None
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether changes are made one after the other, under the mutex."""
+        return self.mode == "rw" and (self.settings.is_logged or self.budget is not None)
+
+    # --- who may call ----------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise ForkedError or ClosedError where the store cannot be used."""
+        if self.pid != os.getpid():
+            raise ForkedError(
+                f"{self.path} was opened by process {self.pid}, this is its fork {os.getpid()}; "
+                "open it again here"
+            )
+        if self.closed:
+            raise ClosedError(f"the store {self.path} is closed; open it again")
+
+    def check_writable(self) -> None:
+        """Raise also ReadOnlyError, and what writing or the background has failed at."""
+        self.check()
+        if self.mode != "rw":
+            raise ReadOnlyError(
+                f'{self.path} is open with mode "{self.mode}"; only "rw" may change it'
+            )
+        if self.failure is not None:
+            raise ReadOnlyError(
+                f"{self.path} can no longer be written after {self.failure!r}; close it, check "
+                "the disk and open it again"
+            ) from self.failure
+        self.raise_background()
+
+    def raise_background(self) -> None:
+        """Raise, once, what the background has failed at."""
+        error, self.background_error = self.background_error, None
+        if error is not None:
+            raise error
+
+    def check_after(self) -> None:
+        """Refuse to acknowledge a change that close() may have missed."""
+        if self.closed:
+            raise ClosedError(f"the store {self.path} was closed during the call")
+
+    # --- the call log ----------------------------------------------------------------------
+
+    def open_log(self) -> CallLogWriter | None:
+        """Return the call log, begun if need be; None where calls are not logged."""
+        if not self.settings.is_logged or self.mode != "rw":
+            return None
+        if self.log is None:
+            manifest = self.manifest
+            log = CallLogWriter(
+                self.path, manifest.uuid, self.next_log, manifest.lineage.epoch
+            )
+            self.next_log += 1
+            self.log = log
+        return self.log
+
+    def roll_log(self) -> int:
+        """End the call log; return the number that the next one will have."""
+        log = self.log
+        if log is not None and log.records:
+            self.log = None
+            log.close(clean=True)
+        elif log is not None:
+            return log.number
+        return self.next_log
+
+    # --- tables ----------------------------------------------------------------------------
+
+    def make_entry(self, table_id: int, schema: TableSchema) -> TableEntry:
+        """Return a new, empty table of this schema."""
+        core = TableCore(self.barrier, schema.core_slices(), self.seed ^ table_id)
+        entry = TableEntry(table_id, schema, core)
+        settle_core(core, schema, is_writer=self.mode == "rw")
+        return entry
+
+    def put_entry(self, entry: TableEntry) -> None:
+        """Add a table, or replace the one of the same name."""
+        self.tables = {**self.tables, entry.schema.name: entry}
+
+    def drop_entry(self, entry: TableEntry) -> None:
+        """Take a table out; its handles are closed."""
+        self.tables = {n: e for n, e in self.tables.items() if e is not entry}
+        entry.dropped = True
+        if self.overflow is not None:
+            self.overflow.forget_table(entry.id)
+
+    def change_schema(self, entry: TableEntry, schema: TableSchema) -> None:
+        """Give a table new settings, between calls."""
+        if entry.schema.core_slices() != schema.core_slices() and not entry.schema.same_kind(schema):
+            raise Error(f"table {schema.name}: rows of another kind")
+        with self.barrier:
+            settle_core(entry.core, schema, is_writer=self.mode == "rw", was=entry.schema)
+            entry.schema = schema
+            entry.rules += 1
+
+    def tables_json(self) -> list[dict[str, Any]]:
+        """Return all schemas with their ids, as files hold them."""
+        return [e.to_json() for e in sorted(self.tables.values(), key=lambda e: e.id)]
+
+
+def settle_core(
+    core: TableCore, schema: TableSchema, *, is_writer: bool, was: TableSchema | None = None
+) -> None:
+    """Hand the settings of a schema to the data plane.
+
+    Notes
+    -----
+    Readers and replicas count and expire nothing by themselves; a replica's gate keeps its counts
+    for the day when it is promoted, so it has the same gate, which only pulls would use.
+    """
+    core.set_optimizers([part.optimizer.hyper() for part in schema.slices])
+    core.set_initializers([settings[3:] for settings in schema.core_slices()])
+    core.set_ttl(schema.ttl_default or 0, dict(schema.ttl_slots))
+    if was is None or was.admission != schema.admission:
+        gate = schema.admission
+        core.set_gate(
+            None
+            if gate is None
+            else (
+                gate.default_threshold,
+                gate.slot_thresholds,
+                gate.capacity,
+                gate.error,
+                gate.window_s,
+            )
+        )

@@ -1,0 +1,77 @@
+"""Figures about an open store, as one nested dict; docs/reference/metrics tells what each means."""
+
+from typing import Any
+
+from monolith_kv.state import StoreState, TableEntry
+
+
+def store_stats(state: StoreState) -> dict[str, Any]:
+    """Return the figures of `Store.stats`.
+
+    Parameters
+    ----------
+    state : StoreState
+        Of an open store.
+
+    Returns
+    -------
+    dict
+        "tables" (by name: rows, cold_rows, memory, gate, counters, touched), "memory", "overflow",
+        "files", "sequence", "epoch", "lost", "suspects", "background".
+    """
+    found = state.manifest
+    tables = {name: _table_stats(entry) for name, entry in state.tables.items()}
+    overflow, budget, log = state.overflow, state.budget, state.log
+    return {
+        "path": state.path,
+        "mode": state.mode,
+        "uuid": found.uuid,
+        "sequence": found.sequence,
+        "epoch": max(1, found.lineage.epoch),
+        "tables": tables,
+        "rows": sum(table["rows"] for table in tables.values()),
+        "memory": {
+            "bytes": sum(sum(table["memory"].values()) for table in tables.values()),
+            "limit": state.settings.memory_limit,
+            "used": None if budget is None else budget.used(),
+            "is_full": budget is not None and budget.is_full,
+        },
+        "overflow": None
+        if overflow is None
+        else {
+            "rows": overflow.rows,
+            "bytes": overflow.bytes,
+            "limit": state.settings.overflow_limit,
+            "corrupt": overflow.corrupt,
+        },
+        "files": {
+            "deltas": len(found.deltas),
+            "delta_bytes": sum(entry["bytes"] for entry in found.deltas),
+            "snapshots": len(found.snapshots),
+            "snapshot_bytes": sum(entry["bytes"] for entry in found.snapshots),
+            "call_log_bytes": 0 if log is None else log.size,
+            "call_log_records": 0 if log is None else log.records,
+        },
+        "dense": {"version": state.dense.version, "bytes": len(state.dense.data)},
+        "calls_replayed": state.calls_replayed,
+        "lost": [dict(loss) for loss in state.lost],
+        "suspects": dict(state.suspects),
+        "background": {
+            "error": None if state.background_error is None else repr(state.background_error),
+            "failure": None if state.failure is None else repr(state.failure),
+        },
+    }
+
+
+def _table_stats(entry: TableEntry) -> dict[str, Any]:
+    core = entry.core
+    return {
+        "dim": core.dim,
+        "rows": core.rows,
+        "cold_rows": core.cold_rows,
+        "record_bytes": core.record_bytes,
+        "memory": core.memory(),
+        "touched": core.touched(),
+        "gate": core.gate_stats(),
+        "counters": core.counters(),
+    }

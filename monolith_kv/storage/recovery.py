@@ -1,0 +1,437 @@
+"""From files to tables: manifest -> snapshot -> deltas -> sightings -> call logs -> ready.
+
+What must hold: the state is a prefix of the acknowledged calls; no file is trusted that the
+manifest does not name; damage refuses, but for a torn tail of the last call log, which is cut, and
+for a damaged snapshot where the one before and the deltas since lead to the same state. Recovery
+changes no file but for that tail, so that it may itself be killed at any point.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from monolith_kv.budget import promote
+from monolith_kv.errors import CorruptionError, FormatVersionError, SchemaError
+from monolith_kv.schema import TableSchema
+from monolith_kv.state import NO_FIDS, NO_RECORDS, StoreState, TableEntry
+from monolith_kv.storage import call_log, delta_log, dense, files, sightings, snapshot
+from monolith_kv.storage.format import FileType, RecordKind
+from monolith_kv.storage.framing import Record
+from monolith_kv.storage.log_finish import finish_log
+from monolith_kv.storage.manifest import Manifest
+
+
+def recover(state: StoreState, manifest: Manifest) -> None:
+    """Fill an empty state from the files that `manifest` names.
+
+    Parameters
+    ----------
+    state : StoreState
+        Without tables; with its overflow tier, if it has one.
+    manifest : Manifest
+        Of the folder `state.path`.
+
+    Raises
+    ------
+    CorruptionError, FormatVersionError
+        The files do not lead to the state that the manifest names.
+    """
+    state.manifest = manifest
+    state.next_table_id = manifest.next_table_id
+    base = _load_base(state, manifest)
+    sequence = base.sequence if base else 0
+    for entry in manifest.deltas:
+        if entry["sequence"] > sequence:
+            _load_delta(state, manifest, entry)
+    is_newest = base is not None and sequence == manifest.sequence
+    if base is not None and is_newest:
+        _load_unsealed(state, base)
+    _load_dense(state, manifest, base if is_newest else None)
+    if manifest.sightings is not None:
+        load_pending(state, sightings.load(state.path, manifest.sightings))
+    first = manifest.first_call_log
+    if base is not None and is_newest:
+        first = max(first, base.calls_from)
+    _replay(state, first, must_be_closed=manifest.clean)
+    state.next_table_id = max([state.next_table_id, *(e.id + 1 for e in state.tables.values())])
+
+
+# --- the base ------------------------------------------------------------------------------
+
+
+class Base:
+    """A snapshot that was loaded: what of it goes beyond its sequence."""
+
+    def __init__(self, reader: snapshot.SnapshotReader) -> None:
+        self.path = reader.path
+        self.sequence: int = reader.meta["sequence"]
+        unsealed = reader.meta.get("unsealed", {})
+        self.calls_from: int = reader.meta.get("calls_from", 0)
+        self.is_schema_changed = bool(unsealed.get("schema"))
+        self.is_dense_pending = bool(unsealed.get("dense"))
+        self.touched: list[tuple[int, Any]] = []
+        self.sightings: dict[int, list[bytes]] = {}
+
+
+def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
+    """Load the newest snapshot that is good and from which deltas lead on."""
+    first_error: Exception | None = None
+    for named in reversed(manifest.snapshots):
+        path = snapshot.path_of(state.path, named["name"])
+        try:
+            _refuse_gap(state, manifest, named["sequence"])
+            reader = snapshot.SnapshotReader(path)
+            check_identity(path, reader, manifest)
+            reader.verify()
+            return load_snapshot(state, reader)
+        except FileNotFoundError as error:
+            first_error = first_error or missing(path, error)
+        except CorruptionError as error:
+            first_error = first_error or error
+        state.lost.append({"what": "damaged snapshot passed over", "path": path, "rows": 0})
+    if first_error is not None and not _reaches(manifest, 0):
+        raise first_error
+    _refuse_gap(state, manifest, 0)
+    return None
+
+
+def _reaches(manifest: Manifest, sequence: int) -> bool:
+    have = {entry["sequence"] for entry in manifest.deltas}
+    return all(number in have for number in range(sequence + 1, manifest.sequence + 1))
+
+
+def _refuse_gap(state: StoreState, manifest: Manifest, sequence: int) -> None:
+    if not _reaches(manifest, sequence):
+        raise CorruptionError(
+            f"{state.path}: deltas {sequence + 1} to {manifest.sequence} are not all there and "
+            "no snapshot stands in for them; restore a snapshot, or salvage",
+            state.path,
+        )
+
+
+def load_snapshot(state: StoreState, reader: snapshot.SnapshotReader) -> Base:
+    """Load a verified snapshot into an empty state."""
+    base = Base(reader)
+    meta = reader.meta
+    sync_tables(state, meta["tables"], reader.path)
+    by_id = {entry.id: entry for entry in state.tables.values()}
+    for record in reader.records():
+        if record.kind == RecordKind.ROWS:
+            load_rows(state, by_id, record, reader.path)
+        elif record.kind == RecordKind.GATE:
+            entry_of(by_id, record, reader.path).core.gate_load(bytes(record.payload), False)
+        elif record.kind == RecordKind.TOUCHED:
+            entry = entry_of(by_id, record, reader.path)
+            base.touched.append((entry.id, np.frombuffer(record.payload, "<u8").copy()))
+        elif record.kind == RecordKind.SIGHTINGS:
+            base.sightings.setdefault(record.table, []).append(bytes(record.payload))
+        elif record.kind == RecordKind.DENSE:
+            set_dense(state, record, reader.path)
+    state.dense.version = meta["dense_version"]
+    return base
+
+
+def _load_unsealed(state: StoreState, base: Base) -> None:
+    """What the snapshot holds beyond its sequence is in no delta: the next one must have it."""
+    by_id = {entry.id: entry for entry in state.tables.values()}
+    for table_id, fids in base.touched:
+        by_id[table_id].core.touch(fids)
+    for table_id, pieces in base.sightings.items():
+        if table_id in by_id:
+            by_id[table_id].pending_sightings = pieces
+    state.schema_changed = base.is_schema_changed
+
+
+def _load_dense(state: StoreState, manifest: Manifest, base: Base | None) -> None:
+    """Take the dense parameters from their own file where that is newer than any delta."""
+    entry = manifest.dense
+    state.dense.is_pending = base is not None and base.is_dense_pending
+    if entry.get("name") is not None and entry["version"] > state.dense.version:
+        data = dense.load(state.path, entry)
+        state.dense.arrays = dense.unpack(data, dense.path_of(state.path, entry["name"]))
+        state.dense.data, state.dense.version = data, entry["version"]
+        state.dense.is_pending = True
+    state.dense.entry = dict(entry)
+
+
+# --- deltas --------------------------------------------------------------------------------
+
+
+def _load_delta(state: StoreState, manifest: Manifest, named: Mapping[str, Any]) -> None:
+    path = delta_log.path_of(state.path, named["name"])
+    try:
+        reader = delta_log.DeltaReader(path)
+    except FileNotFoundError as error:
+        raise missing(path, error) from error
+    check_identity(path, reader, manifest)
+    load_delta(state, reader)
+
+
+def load_delta(state: StoreState, reader: delta_log.DeltaReader) -> None:
+    """Apply a delta's records to memory; whole rows, so a delta applied twice does no harm."""
+    sync_tables(state, reader.meta["tables"], reader.path)
+    by_id = {entry.id: entry for entry in state.tables.values()}
+    for record in reader.records():
+        if record.kind == RecordKind.ROWS:
+            load_rows(state, by_id, record, reader.path)
+        elif record.kind == RecordKind.REMOVED:
+            entry = entry_of(by_id, record, reader.path)
+            fids = np.frombuffer(record.payload, "<u8")
+            with state.mutex:
+                promote(state, entry, fids)
+                entry.core.apply(NO_RECORDS, fids)
+        elif record.kind == RecordKind.SIGHTINGS:
+            entry = entry_of(by_id, record, reader.path)
+            load_sightings(entry, bytes(record.payload), reader.path)
+        elif record.kind == RecordKind.DENSE:
+            set_dense(state, record, reader.path)
+
+
+def load_rows(
+    state: StoreState, by_id: Mapping[int, TableEntry], record: Record, path: str
+) -> None:
+    """Load the rows of one ROWS record."""
+    entry = entry_of(by_id, record, path)
+    if len(record.payload) != record.count * entry.core.record_bytes:
+        raise CorruptionError(
+            f"{path} at byte {record.offset}: rows of {len(record.payload) // record.count} "
+            f"bytes, table {entry.schema.name} has {entry.core.record_bytes}; run mkv verify",
+            path,
+            record.offset,
+        )
+    records = np.frombuffer(record.payload, np.uint8)
+    with state.mutex:
+        if state.overflow is not None:
+            promote(state, entry, entry.rows_of(records)["fid"].astype(np.uint64))
+        entry.core.apply(records, NO_FIDS)
+        if state.budget is not None:
+            state.budget.settle()
+
+
+def load_sightings(entry: TableEntry, data: bytes, path: str) -> None:
+    """Count sightings that a file holds at a table's gate."""
+    try:
+        entry.core.see(data, False)
+    except ValueError as error:
+        raise CorruptionError(
+            f"{path}: sightings of table {entry.schema.name}: {error}", path
+        ) from error
+
+
+def load_pending(state: StoreState, by_table: Mapping[int, bytes]) -> None:
+    """Count sightings that no delta holds yet, but for those that a snapshot's gate includes."""
+    for entry in state.tables.values():
+        pieces = split_pieces(by_table.get(entry.id, b""))
+        # The snapshot has the first ones of the same list.
+        for piece in pieces[len(entry.pending_sightings) :]:
+            load_sightings(entry, piece, state.path)
+            entry.pending_sightings.append(piece)
+
+
+def join_pieces(pieces: Iterable[bytes]) -> bytes:
+    """Return pieces as one, each behind its length as u64."""
+    return b"".join(len(piece).to_bytes(8, "little") + piece for piece in pieces)
+
+
+def split_pieces(data: bytes) -> list[bytes]:
+    """Return what `join_pieces` joined."""
+    pieces, at = [], 0
+    while at < len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+        if end > len(data):
+            raise CorruptionError("a piece of sightings ends behind their end")
+        pieces.append(data[at + 8 : end])
+        at = end
+    return pieces
+
+
+def set_dense(state: StoreState, record: Record, path: str) -> None:
+    """Take the dense parameters in a DENSE record."""
+    data = bytes(record.payload)
+    state.dense.arrays = dense.unpack(data, path)
+    state.dense.data = data
+    state.dense.version = record.count
+    state.dense.is_pending = False
+
+
+def entry_of(by_id: Mapping[int, TableEntry], record: Record, path: str) -> TableEntry:
+    """Return the table that a record is about; CorruptionError if the file names none such."""
+    entry = by_id.get(record.table)
+    if entry is None:
+        raise CorruptionError(
+            f"{path} at byte {record.offset}: a record of table {record.table}, of which META "
+            "knows nothing; run mkv verify",
+            path,
+            record.offset,
+        )
+    return entry
+
+
+# --- tables --------------------------------------------------------------------------------
+
+
+def read_schemas(tables: Iterable[Mapping[str, Any]], path: str) -> dict[int, TableSchema]:
+    """Return the schemas in META by table id."""
+    found: dict[int, TableSchema] = {}
+    for data in tables:
+        table_id = data.get("id") if isinstance(data, dict) else None
+        if not isinstance(table_id, int) or table_id in found:
+            raise CorruptionError(f"{path}: table id {table_id!r} is none, or there twice", path)
+        found[table_id] = TableSchema.from_json(dict(data))
+    names = [schema.name for schema in found.values()]
+    if len(set(names)) != len(names):
+        raise CorruptionError(f"{path}: two tables have one name, {names}", path)
+    return found
+
+
+def check_schemas(state: StoreState, schemas: Mapping[int, TableSchema], path: str) -> None:
+    """Raise SchemaError where a table would become one of another kind."""
+    for entry in state.tables.values():
+        schema = schemas.get(entry.id)
+        if schema is not None and not (
+            schema.same_kind(entry.schema) and schema.name == entry.schema.name
+        ):
+            raise SchemaError(
+                f"{path}: table {entry.id} is {schema.name} of other slices than the store's "
+                f"{entry.schema.name}; restore a snapshot of the same store"
+            )
+
+
+def sync_tables(state: StoreState, tables: Iterable[Mapping[str, Any]], path: str) -> None:
+    """Make the tables those that META names: create, drop, configure."""
+    schemas = read_schemas(tables, path)
+    check_schemas(state, schemas, path)
+    with state.mutex:
+        for entry in list(state.tables.values()):
+            if entry.id not in schemas:
+                state.drop_entry(entry)
+        known = {entry.id: entry for entry in state.tables.values()}
+        for table_id, schema in schemas.items():
+            if table_id not in known:
+                state.put_entry(state.make_entry(table_id, schema))
+            elif known[table_id].schema != schema:
+                state.change_schema(known[table_id], schema)
+        state.next_table_id = max([state.next_table_id, *(i + 1 for i in schemas)])
+
+
+# --- call logs -----------------------------------------------------------------------------
+
+
+def _replay(state: StoreState, first: int, *, must_be_closed: bool) -> None:
+    """Make the logged calls from log `first` on again."""
+    numbers = [number for number in call_log.numbers(state.path) if number >= first]
+    expected = list(range(numbers[0], numbers[0] + len(numbers))) if numbers else []
+    if numbers != expected:
+        gap = next(want for have, want in zip(numbers, expected, strict=True) if have != want)
+        path = call_log.path_of(state.path, gap)
+        raise CorruptionError(f"{path} is missing, later call logs are there", path)
+    state.next_log = max(first, *(number + 1 for number in numbers)) if numbers else first
+    is_writer = state.mode == "rw" and state.lock is not None
+    for number in numbers:
+        is_last = number == numbers[-1]
+        path = call_log.path_of(state.path, number)
+        with call_log.read(path, must_be_closed=must_be_closed or not is_last) as log:
+            if log.header.identity.uuid != state.manifest.uuid:
+                raise CorruptionError(f"{path} belongs to another store", path, 0)
+            for call in log:
+                _replay_call(state, call, path)
+                state.calls_replayed += 1
+            torn, is_closed = log.torn, log.is_closed
+        if torn is not None and is_writer:
+            files.cut_tail(path, torn.offset)
+            state.lost.append(
+                {"what": "torn tail of a call log", "path": path, "calls": torn.records}
+            )
+        if not is_closed and is_writer:
+            finish_log(path, FileType.CALLS)
+
+
+def _replay_call(state: StoreState, call: call_log.Call, path: str) -> None:
+    try:
+        with state.mutex:
+            _make_call(state, call)
+            if state.budget is not None:
+                state.budget.settle()
+    except (ValueError, KeyError, FormatVersionError) as error:
+        raise CorruptionError(
+            f"{path}: a call on table {call.table} cannot be made again: {error!r}", path
+        ) from error
+
+
+def _make_call(state: StoreState, call: call_log.Call) -> None:
+    by_id = {entry.id: entry for entry in state.tables.values()}
+    if isinstance(call, call_log.Create):
+        entry = state.make_entry(call.table, TableSchema.from_json(call.settings))
+        state.put_entry(entry)
+        state.next_table_id = max(state.next_table_id, call.table + 1)
+        state.schema_changed = True
+        return
+    entry = by_id[call.table]
+    core = entry.core
+    if isinstance(call, call_log.Drop):
+        state.drop_entry(entry)
+        state.schema_changed = True
+    elif isinstance(call, call_log.Configure):
+        state.change_schema(entry, TableSchema.from_json(call.settings))
+        state.schema_changed = True
+    elif isinstance(call, (call_log.Insert, call_log.Push, call_log.Upsert, call_log.Remove)):
+        promote(state, entry, call.fids)
+        if isinstance(call, call_log.Insert):
+            core.insert(call.fids, call.now)
+        elif isinstance(call, call_log.Push):
+            core.push(call.fids, _of_width(call.gradients, core.dim), call.now)
+        elif isinstance(call, call_log.Upsert):
+            core.upsert(call.fids, _of_width(call.rows, core.dim), call.now)
+        else:
+            core.remove(call.fids)
+
+
+def _of_width(rows: Any, dim: int) -> Any:
+    if len(rows) and rows.shape[1] != dim:
+        raise ValueError(f"rows of width {rows.shape[1]}, the table has {dim}")
+    return rows if len(rows) else rows.reshape(0, dim)
+
+
+# --- checks --------------------------------------------------------------------------------
+
+
+def check_identity(
+    path: str, reader: delta_log.DeltaReader | snapshot.SnapshotReader, manifest: Manifest
+) -> None:
+    """Refuse a file of another store, or of another history of this one."""
+    identity = reader.header.identity
+    if identity.uuid != manifest.uuid:
+        raise CorruptionError(f"{path} belongs to store {identity.uuid}, not {manifest.uuid}", path)
+    if not manifest.lineage.covers(reader.lineage, identity.number):
+        raise CorruptionError(f"{path} belongs to another history of the store", path, 0)
+
+
+def missing(path: str, error: OSError) -> CorruptionError:
+    """Return the error for a file that the manifest names and that is not there."""
+    lost = CorruptionError(
+        f"{path} is missing, the manifest names it; restore a snapshot, or salvage", path
+    )
+    lost.__cause__ = error
+    return lost
+
+
+def position(path: str, manifest: Manifest) -> tuple[Any, ...]:
+    """Return what tells a reader whether there is a later durable state."""
+    newest = manifest.snapshots[-1] if manifest.snapshots else None
+    logs = []
+    for number in call_log.numbers(path):
+        if number >= manifest.first_call_log:
+            try:
+                logs.append((number, os.stat(call_log.path_of(path, number)).st_size))
+            except FileNotFoundError:
+                continue
+    return (
+        manifest.uuid,
+        manifest.lineage,
+        manifest.sequence,
+        newest["name"] if newest and newest["sequence"] == manifest.sequence else None,
+        manifest.dense.get("version"),
+        tuple(logs),
+    )
