@@ -345,12 +345,12 @@ class LogReader:
         """Yield the records in order, each verified; then `torn` and `is_closed` are known."""
         self.torn, self.is_closed, self.meta = None, False, None
         assembler = Assembler(self.path)
-        offset, previous, durable, records = HEADER_BYTES, self.header.crc, HEADER_BYTES, 0
+        offset, previous, records = HEADER_BYTES, self.header.crc, 0
         while offset < self.size:
             try:
                 part = read_part(self._source, offset, self.size, self.header.seed, previous)
             except Damage as damage:
-                self._judge(offset, assembler.start, durable, damage)
+                self._judge(offset, assembler.start, damage)
                 return
             if part.header.kind == RecordKind.END:
                 self._finish(part, records, assembler.start)
@@ -360,7 +360,7 @@ class LogReader:
             except Damage as damage:
                 raise corruption(self.path, offset, damage) from None
             offset, previous = part.end, part.header.crc
-            durable, records = max(durable, part.header.durable), records + 1
+            records += 1
             if record is not None:
                 yield record
         if assembler.start is not None:
@@ -378,12 +378,11 @@ class LogReader:
         self.meta = decode_json(part.payload, self.path, part.offset)
         self.is_closed = True
 
-    def _judge(self, offset: int, start: int | None, durable: int, damage: Damage) -> None:
+    def _judge(self, offset: int, start: int | None, damage: Damage) -> None:
         """Tell rot from a tail that was being written."""
-        if offset < durable:
-            raise corruption(self.path, offset, damage)
         later = self._later_records(offset + ALIGNMENT)
         if later:
+            # Records before the damage cannot state anything about it: only later ones do.
             durable = max(part.header.durable for part in later)
             if offset < durable or not self._has_hole(offset, later[0].offset):
                 raise corruption(

@@ -11,6 +11,7 @@ import monolith_kv as mkv
 from monolith_kv._checksum import crc32c
 from monolith_kv.storage import format, manifest
 from monolith_kv.storage.manifest import Manifest
+from monolith_kv.storage.record_file import RecordWriter
 
 
 def test_it_comes_back_as_it_was_stored(folder: Path) -> None:
@@ -118,6 +119,20 @@ def test_features_that_cannot_be_kept_up_are_read_but_not_written(folder: Path) 
     assert manifest.load(str(folder)) is not None
     with pytest.raises(mkv.FormatVersionError, match='open the store with mode "r"'):
         manifest.load(str(folder), to_write=True)
+
+
+def test_a_header_that_says_something_else_is_refused(folder: Path) -> None:
+    path = str(folder / "MANIFEST")
+    content = Manifest(samples.UUID, samples.LINEAGE, 7)
+    for identity in (
+        format.FileIdentity("", 2, 7),
+        format.FileIdentity(samples.UUID, 1, 7),
+        format.FileIdentity(samples.UUID, 2, 8),
+    ):
+        with RecordWriter(path, format.FileType.MANIFEST, identity, replace=True) as writer:
+            writer.publish(content.to_json())
+        with pytest.raises(mkv.CorruptionError, match="the header says"):
+            manifest.load(str(folder))
 
 
 def test_keys_of_a_later_minor_version_are_ignored() -> None:

@@ -155,6 +155,26 @@ def test_a_batch_past_the_limit_is_refused_whole_and_the_rest_goes_on(folder: Pa
     tier.close()
 
 
+def test_the_limit_holds_however_often_a_full_tier_is_emptied(folder: Path) -> None:
+    limit = 2 << 20
+    tier = OverflowTier(str(folder / "overflow"), limit)
+    for cycle in range(6):
+        fids = random_fids(40_000, seed=cycle)
+        for start in range(0, len(fids), 500):
+            try:
+                tier.put(1, fids[start : start + 500], records(fids[start : start + 500]))
+            except mkv.StoreFullError:
+                break
+        else:
+            pytest.fail("the limit was passed")
+        kept = start
+        assert tier.forget(1, fids[:kept:2]) == -(-kept // 2)
+        assert tier.forget(1, fids[:kept]) == kept // 2
+        assert tier.rows == 0
+    assert tier.bytes <= limit + overflow.FORGET_ROOM_BYTES
+    tier.close()
+
+
 def test_without_a_limit_the_map_grows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overflow, "MAP_BYTES_STEP", 1 << 20)
     tier = OverflowTier(str(folder / "overflow"), None)

@@ -36,14 +36,16 @@ def write(path: Path, *records: Any, **options: Any) -> int:
         return writer.publish({"n": len(records)})
 
 
-def forge(path: Path, kind: int, flags: int, payload: bytes, **fields: int) -> None:
+def forge(
+    path: Path, kind: int, flags: int, payload: bytes, records: int = 1, **fields: int
+) -> None:
     """Write a file with one record whose checksum is good and whose fields are as given."""
     head = format.pack_header(FileType.DELTA, IDENTITY)
     header = format.unpack_header(head, "x")
     values = {"table": 0, "count": 0, "durable": 0, **fields}
     first = framing.frame_record([payload], header.seed, header.crc, kind, flags, **values)
     end = framing.frame_record(
-        [b"{}"], header.seed, first.crc, RecordKind.END, 0, table=0, count=1, durable=0
+        [b"{}"], header.seed, first.crc, RecordKind.END, 0, table=0, count=records, durable=0
     )
     path.write_bytes(head + b"".join(map(bytes, [*first.buffers, *end.buffers])))
 
@@ -165,6 +167,19 @@ def test_a_length_in_a_header_is_never_trusted(folder: Path) -> None:
         (folder / "a").write_bytes(data)
         with pytest.raises(mkv.CorruptionError):
             RecordReader(str(folder / "a")).verify()
+
+
+def test_a_record_past_the_cap_is_refused_though_its_checksum_is_good(folder: Path) -> None:
+    forge(folder / "a", RecordKind.ROWS, 0, bytes(RECORD_BYTES_MAX + 8))
+    with pytest.raises(mkv.CorruptionError, match="above the cap"):
+        RecordReader(str(folder / "a"))
+
+
+def test_an_end_that_counts_other_records_is_refused(folder: Path) -> None:
+    for records in (0, 2, 2**64 - 1):
+        forge(folder / "a", RecordKind.ROWS, 0, b"x", records)
+        with pytest.raises(mkv.CorruptionError, match=f"counts {records} records, found 1"):
+            RecordReader(str(folder / "a"))
 
 
 def test_a_file_appears_only_when_it_is_complete(folder: Path) -> None:
