@@ -49,8 +49,14 @@ try:
     from monolith_kv.dense_parameters import DenseParameters
     from monolith_kv.store import Store, open, restore, salvage
     from monolith_kv.table import Table
-except ImportError:  # The engine lands module by module.
-    pass
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("monolith_kv._"):
+        raise ImportError(
+            f"the extension {error.name} is not built for this Python; in a source tree run "
+            "`make build` (or `python setup.py build_ext --inplace`), elsewhere install the "
+            "package: pip install monolith-kv"
+        ) from error
+    raise
 
 __version__ = "0.1.0"
 
