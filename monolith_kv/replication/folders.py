@@ -6,20 +6,12 @@ the course of a resync, `staging` (being built), `ready` (verified, about to tak
 moment without a replica; elsewhere `recover` finishes or undoes the two renames after a crash.
 """
 
-import ctypes
-import errno
 import os
 import shutil
-import sys
 
 from monolith_kv.storage import files
 
 STAGING, READY, OLD = "staging", "ready", "old"
-
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2  # linux/fs.h
-_RENAME_SWAP = 2  # sys/stdio.h of macOS
-_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTSUP})
 
 
 class WorkFolder:
@@ -59,9 +51,9 @@ class WorkFolder:
         ready, old = self._path(READY), self._path(OLD)
         if not os.path.lexists(self.replica):
             if os.path.lexists(ready):
-                _move(ready, self.replica)
+                files.move_folder(ready, self.replica)
             elif os.path.lexists(old):
-                _move(old, self.replica)
+                files.move_folder(old, self.replica)
         self.clear()
 
     def clear(self) -> None:
@@ -84,56 +76,24 @@ class WorkFolder:
         staging, ready, old = (self._path(name) for name in (STAGING, READY, OLD))
         _remove(old)
         _remove(ready)
-        _move(staging, ready)
+        files.move_folder(staging, ready)
         if not os.path.lexists(self.replica):
-            _move(ready, self.replica)
-        elif _exchange(ready, self.replica):
-            self._sync()
-        else:
-            _move(self.replica, old)
-            _move(ready, self.replica)
+            files.move_folder(ready, self.replica)
+        elif not files.exchange_folders(ready, self.replica):
+            files.move_folder(self.replica, old)
+            files.move_folder(ready, self.replica)
 
     def undo(self) -> None:
         """Put back what the last `switch` has replaced, if there was anything."""
         for replaced in (self._path(READY), self._path(OLD)):
             if os.path.lexists(replaced):
-                if not _exchange(replaced, self.replica):
-                    _move(self.replica, self._path(STAGING))
-                    _move(replaced, self.replica)
-                self._sync()
+                if not files.exchange_folders(replaced, self.replica):
+                    files.move_folder(self.replica, self._path(STAGING))
+                    files.move_folder(replaced, self.replica)
                 return
-
-    def _sync(self) -> None:
-        files.fsync_folder(self.path)
-        files.fsync_folder(os.path.dirname(self.replica))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.path, name)
-
-
-def _move(source: str, target: str) -> None:
-    os.rename(source, target)
-    # The new name first: a power cut in between may leave both names, never none.
-    files.fsync_folder(os.path.dirname(target))
-    files.fsync_folder(os.path.dirname(source))
-
-
-def _exchange(first: str, second: str) -> bool:
-    """Exchange two names in one step; False where the system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(first), os.fsencode(second)
-    if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        failed = libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
-    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        failed = libc.renamex_np(names[0], names[1], _RENAME_SWAP)
-    else:
-        return False
-    if not failed:
-        return True
-    number = ctypes.get_errno()
-    if number in _UNSUPPORTED:
-        return False
-    raise OSError(number, os.strerror(number), first, None, second)
 
 
 def _remove(path: str) -> None:

@@ -24,10 +24,8 @@ from monolith_kv.storage.format import (
     SNAPSHOT_FOLDER,
     FileIdentity,
     FileType,
-    RecordKind,
     join_checked,
 )
-from monolith_kv.storage.framing import decode_json, encode_json
 from monolith_kv.storage.record_file import RecordReader, RecordWriter
 
 PUBLISHED_NAME = "PUBLISHED"
@@ -181,10 +179,14 @@ def read_target(folder: str) -> Catalogue | None:
         reader = RecordReader(path, FileType.TARGET)
     except FileNotFoundError:
         return None
-    for record in reader:
-        if record.kind == RecordKind.META:
-            return _unpack(folder, path, decode_json(record.payload, path, record.offset))
-    raise CorruptionError(f"{path} names no files; remove it and push again", path, 0)
+    reader.verify()
+    found = _unpack(folder, path, reader.meta)
+    identity = FileIdentity(found.uuid, found.lineage.epoch, found.sequence)
+    if identity != reader.header.identity:
+        raise CorruptionError(
+            f"{path}: the header says {reader.header.identity}, the content {identity}", path, 0
+        )
+    return found
 
 
 def _unpack(folder: str, path: str, data: Mapping[str, Any]) -> Catalogue:
@@ -223,8 +225,7 @@ def write_target(catalogue: Catalogue) -> None:
         "snapshots": [dataclasses.asdict(entry) for entry in catalogue.snapshots],
     }
     with RecordWriter(path, FileType.TARGET, identity, replace=True) as writer:
-        writer.append(RecordKind.META, encode_json(data), compress=True)
-        writer.publish({"files": len(catalogue.entries)})
+        writer.publish(data)
 
 
 def make_target(folder: str) -> None:

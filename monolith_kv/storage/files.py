@@ -7,6 +7,7 @@ O_NOFOLLOW; folders are private (0700), files too (0600).
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -30,6 +31,8 @@ TORN_SUFFIX = ".torn"
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 BUFFERS_PER_WRITE = 64  # Far below IOV_MAX (1024); a record has three.
 COPY_BYTES = 8 << 20
+_AT_FDCWD = -100  # fcntl.h of Linux
+_RENAME_EXCHANGE = 2  # linux/fs.h; RENAME_SWAP of macOS has the same value
 _OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -361,6 +364,39 @@ def remove_litter(path: str) -> int:
     for name in litter:
         remove_quietly(os.path.join(path, name))
     return len(litter)
+
+
+def move_folder(source: str, target: str) -> None:
+    """Give a folder another name on the same file system, durably."""
+    os.rename(source, target)
+    # The new name first: a power cut in between may leave both names, never none.
+    fsync_folder(os.path.dirname(target))
+    fsync_folder(os.path.dirname(source))
+
+
+def exchange_folders(first: str, second: str) -> bool:
+    """Exchange two names in one step, durably; False, and nothing done, where it cannot be had.
+
+    Notes
+    -----
+    Python has no door to renameat2 (Linux, most file systems) and renamex_np (macOS).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    if hasattr(libc, "renameat2"):
+        failed = libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    elif hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(*names, _RENAME_EXCHANGE)
+    else:
+        return False
+    if failed:
+        number = ctypes.get_errno()
+        if number in (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP):
+            return False
+        raise OSError(number, os.strerror(number), first, None, second)
+    fsync_folder(os.path.dirname(second))
+    fsync_folder(os.path.dirname(first))
+    return True
 
 
 class FolderLock:

@@ -1,14 +1,12 @@
 """Crash at the n-th file operation: the operations are counted, the n-th raises instead."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from monolith_kv.replication import folders
 from monolith_kv.storage import files
 
 FILE_STEPS = (
@@ -19,6 +17,8 @@ FILE_STEPS = (
     "fsync_folder",
     "remove_durably",
     "remove_quietly",
+    "move_folder",
+    "exchange_folders",
 )
 
 
@@ -34,8 +34,6 @@ class Faults:
         self.crash_at: int | None = None
         for name in FILE_STEPS:
             self._wrap(patch, files, name)
-        self._wrap(patch, folders, "_exchange")
-        self._wrap(patch, os, "rename")
         self._wrap(patch, shutil, "rmtree")
         self._locks: list[files.FolderLock] = []
         self._remember_locks(patch)

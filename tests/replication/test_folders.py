@@ -6,8 +6,8 @@ import pytest
 from replication.faults import Crash, Faults
 
 import monolith_kv as mkv
-from monolith_kv.replication import folders
 from monolith_kv.replication.folders import WorkFolder
+from monolith_kv.storage import files
 
 
 def put(path: Path, content: str) -> None:
@@ -23,7 +23,7 @@ def content_of(path: Path) -> set[str]:
 @pytest.fixture(params=["exchange", "two renames"])
 def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "two renames":
-        monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(files, "exchange_folders", lambda first, second: False)
     return str(request.param)
 
 

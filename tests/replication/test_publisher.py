@@ -171,9 +171,10 @@ def test_a_damaged_file_of_the_target_is_pushed_again(world: World) -> None:
     with world.open() as store:
         write_deltas(store, 3)
         world.push()
-        flip(delta_files(world.target)[0])
-        delta_files(world.target)[1].unlink()
-        delta_files(world.target)[2].write_bytes(b"")
+        first, second, third = delta_files(world.target)
+        flip(first)
+        second.unlink()
+        third.write_bytes(b"")
         assert world.push().deltas == 3
     assert world.follow().in_step
 
