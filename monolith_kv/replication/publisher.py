@@ -88,7 +88,7 @@ class Publisher:
     >>> import tempfile, monolith_kv as mkv
     >>> folder = tempfile.mkdtemp()
     >>> with mkv.open(f"{folder}/store") as store:
-    ...     store.create_table("item", dim=4).upsert([7], [[1, 2, 3, 4]])
+    ...     _ = store.create_table("item", dim=4).pull([7])
     ...     _ = store.seal()
     ...     Publisher(f"{folder}/store", f"{folder}/target").run_once().deltas
     1

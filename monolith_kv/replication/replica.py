@@ -114,7 +114,7 @@ class Follower:
     >>> from monolith_kv.replication import Publisher
     >>> folder = tempfile.mkdtemp()
     >>> with mkv.open(f"{folder}/store") as store:
-    ...     store.create_table("item", dim=4).upsert([7], [[1, 2, 3, 4]])
+    ...     _ = store.create_table("item", dim=4).pull([7])
     >>> _ = Publisher(f"{folder}/store", f"{folder}/target").run_once()
     >>> with Follower(f"{folder}/target", f"{folder}/replica") as follower:
     ...     follower.run_once().in_step, len(follower.store.table("item"))

@@ -67,7 +67,7 @@ class Server:
     >>> from monolith_kv.server import Client
     >>> folder = tempfile.mkdtemp()
     >>> with mkv.open(f"{folder}/store") as store:
-    ...     store.create_table("item", dim=2).upsert([7], [[1, 2]])
+    ...     store.create_table("item", dim=2).upsert([7], np.array([[1, 2]], np.float32))
     >>> with Server(f"{folder}/store", f"{folder}/replica", "127.0.0.1:0") as server:
     ...     server.wait_for(sequence=1, timeout_s=10)
     ...     with Client(server.address) as client:
