@@ -28,6 +28,8 @@ def reason_to_resync(source: Catalogue, mine: Catalogue) -> str:
         return f"the source belongs to another store, {source.uuid[:8]}"
     if not source.lineage.extends(mine.lineage, mine.sequence):
         return f"the history of the source parted from the replica's before delta {mine.sequence}"
+    if source.sequence < mine.sequence:
+        return f"the source ends with delta {source.sequence}, before the replica's"
     if not source.reaches(mine.sequence):
         missing = mine.sequence + len(source.chain(mine.sequence)) + 1
         return f"delta {missing} is no longer at the source"
@@ -41,17 +43,17 @@ def refuse_older(source: Catalogue, mine: Catalogue) -> None:
     if source.uuid != mine.uuid:
         raise FencedError(
             f"{source.folder} belongs to store {source.uuid[:8]}, {mine.folder} follows "
-            f"{mine.uuid[:8]}; it goes over to the other one only with --force"
+            f"{mine.uuid[:8]}; another store is followed only when forced (--force)"
         )
     if source.lineage.epoch < mine.lineage.epoch:
         raise FencedError(
             f"{source.folder} is in epoch {source.lineage.epoch}, older than epoch "
-            f"{mine.lineage.epoch} of {mine.folder}; it goes back only with --force"
+            f"{mine.lineage.epoch} of {mine.folder}; it goes back only when forced (--force)"
         )
     if source.sequence < mine.sequence and source.lineage.covers(mine.lineage, mine.sequence):
         raise FencedError(
             f"{source.folder} ends with delta {source.sequence}, {mine.folder} holds "
-            f"{mine.sequence}; it goes back only with --force"
+            f"{mine.sequence}; it goes back only when forced (--force)"
         )
 
 
@@ -60,7 +62,7 @@ def refuse_emptier(rows_new: int, rows: int, source: Catalogue) -> None:
     if 2 * rows_new < rows:
         raise FencedError(
             f"{source.folder} has {rows_new} rows, under half of the replica's {rows}; they are "
-            "replaced only with --force"
+            "replaced only when forced (--force)"
         )
 
 

@@ -166,10 +166,11 @@ def grown(world: World, deltas: int = 3) -> None:
 
 
 def refused(world: World, source: Path, match: str) -> None:
-    before = content(world.replica)
+    before, digest = content(world.replica), world.digest()
     with pytest.raises(mkv.FencedError, match=match):
         world.follow(source)
     assert content(world.replica) == before
+    assert world.digest() == digest
     assert world.rows() > 0
 
 

@@ -1,5 +1,6 @@
 """Push: what a target holds, what it refuses, and that nobody ever sees it half done."""
 
+import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -293,8 +294,9 @@ def test_a_crash_at_any_step_of_the_first_push_can_be_taken_up(
                     world.push(target=target)
                 is_done = True
             except Crash:
-                with pytest.raises(FileNotFoundError):
-                    positions([target])
+                # Nothing, or all of it where only the acknowledgement was lost.
+                with contextlib.suppress(FileNotFoundError):
+                    assert positions([target])[0].sequence == 1
             assert world.push(target=target).sequence == 1
             assert len(delta_files(target)) == 1
     assert at > 5

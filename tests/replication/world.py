@@ -79,9 +79,9 @@ def delta_files(folder: Path) -> list[Path]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Return all files of a folder but locks."""
+    """Return all files of a folder but LOCK and MANIFEST, which every opening writes anew."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "LOCK"
+        if path.is_file() and path.name not in ("LOCK", "MANIFEST")
     }
