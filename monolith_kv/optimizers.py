@@ -125,7 +125,7 @@ class Momentum(Optimizer):
 
     References
     ----------
-    .. [1] Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
+    Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
 
     Examples
     --------
@@ -161,8 +161,8 @@ class Adagrad(Optimizer):
 
     References
     ----------
-    .. [1] Duchi, Hazan and Singer, "Adaptive subgradient methods for online learning and
-       stochastic optimization", JMLR 12, 2011.
+    Duchi, Hazan and Singer, "Adaptive subgradient methods for online learning and
+    stochastic optimization", JMLR 12, 2011.
 
     Examples
     --------
@@ -198,8 +198,8 @@ class RowWiseAdagrad(Optimizer):
 
     References
     ----------
-    .. [1] Naumov et al., "Deep learning recommendation model for personalization and
-       recommendation systems", arXiv:1906.00091, 2019.
+    Naumov et al., "Deep learning recommendation model for personalization and
+    recommendation systems", arXiv:1906.00091, 2019.
 
     Examples
     --------
@@ -237,7 +237,7 @@ class RMSProp(Optimizer):
 
     References
     ----------
-    .. [1] Tieleman and Hinton, "Lecture 6.5: RMSProp", Coursera, 2012.
+    Tieleman and Hinton, "Lecture 6.5: RMSProp", Coursera, 2012.
 
     Examples
     --------
@@ -280,8 +280,8 @@ class Adam(Optimizer):
 
     References
     ----------
-    .. [1] Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
-    .. [2] Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+    Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
 
     Examples
     --------
@@ -328,7 +328,7 @@ class Ftrl(Optimizer):
 
     References
     ----------
-    .. [1] McMahan et al., "Ad click prediction: a view from the trenches", KDD 2013, algorithm 1.
+    McMahan et al., "Ad click prediction: a view from the trenches", KDD 2013, algorithm 1.
 
     Examples
     --------

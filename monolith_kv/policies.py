@@ -54,8 +54,8 @@ class FrequencyGate:
 
     References
     ----------
-    .. [1] Cormode and Muthukrishnan, "An improved data stream summary: the count-min sketch and
-       its applications", J. Algorithms 55, 2005.
+    Cormode and Muthukrishnan, "An improved data stream summary: the count-min sketch and
+    its applications", J. Algorithms 55, 2005.
 
     Examples
     --------
