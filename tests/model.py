@@ -285,6 +285,7 @@ class StoreModel:
         self.dropped: set[str] = set()  # of those that some delta has
         self.settings_pending = False
         self.exact = True
+        self.is_ahead = False  # a replica whose snapshot held more than its deltas had
 
     @property
     def epoch(self) -> int:
@@ -353,21 +354,26 @@ class StoreModel:
         replica.identity, replica.epochs = 0, ()
         return replica
 
-    def judge(self, delta: "Delta") -> str:
-        """What apply() answers: "apply", "again" (False), "gap" or "fenced"."""
+    def judge(self, delta: "Delta") -> set[str]:
+        """What apply() may answer: "apply", "again" (False), "gap" or "fenced"."""
         if self.identity not in (0, delta.identity):
-            return "fenced"
+            return {"fenced"}
         if delta.sequence <= self.sequence:
             same = _at(self.epochs, delta.sequence) == _at(delta.epochs, delta.sequence)
-            return "again" if same else "fenced"
+            return {"again"} if same else {"fenced"}
         held, further = delta.epochs[: len(self.epochs)], delta.epochs[len(self.epochs) :]
+        is_next = delta.sequence == self.sequence + 1
         if held != self.epochs or any(epoch.after < self.sequence for epoch in further):
-            return "fenced"
-        return "apply" if delta.sequence == self.sequence + 1 else "gap"
+            return {"fenced"} if is_next else {"fenced", "gap"}
+        if not is_next:
+            return {"gap"}
+        # What a crash took from the writer a snapshot may have: then this is no next delta.
+        return {"apply", "fenced"} if self.is_ahead and further else {"apply"}
 
     def applied(self, delta: "Delta") -> "StoreModel":
         """The replica after `delta`: just what the primary held when it was sealed."""
         after = delta.content.copy()
+        after.is_ahead = False
         after.doubt_sightings()
         return after
 
@@ -378,6 +384,8 @@ class StoreModel:
         other.exact = False
         if mode == "rw":
             other.begin_epoch()
+        else:
+            other.is_ahead = self.sealing().may
         return other
 
     @classmethod

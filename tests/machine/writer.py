@@ -147,8 +147,9 @@ class WriterMachine(RuleBasedStateMachine):
         for name, table in model.tables.items():
             # One digest for one content, over all stores of the run; so equality is not luck.
             digest = store.digest(name)
-            assert self.digests.setdefault((name, rows_key(table)), digest) == digest
-        content = frozenset((name, rows_key(t)) for name, t in model.tables.items())
+            key = (name, table.dim, rows_key(table))
+            assert self.digests.setdefault(key, digest) == digest
+        content = frozenset((name, t.dim, rows_key(t)) for name, t in model.tables.items())
         assert self.digests.setdefault(content, store.digest()) == store.digest()
 
     # --- tables

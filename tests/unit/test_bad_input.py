@@ -229,7 +229,7 @@ def everything(store: mkv.Store) -> Any:
         table.timestamps(ids).tolist(),
         store.digest(),
         (store.sequence, store.epoch, dict(store.cursor), store.dense.version),
-        [delta.sequence for delta in store.deltas()],
+        [delta.sequence for delta in store.deltas()] if store.mode == "rw" else None,
     )
 
 

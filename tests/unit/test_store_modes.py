@@ -35,6 +35,13 @@ def killed(store: mkv.Store, to: Path) -> Path:
     return to
 
 
+def recovered(opened: Opener, path: Path) -> mkv.Store:
+    """Open after a kill; the modes that lose calls say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mkv.DataLossWarning)
+        return opened(path)
+
+
 # --- durability --------------------------------------------------------------------------------
 
 
@@ -64,7 +71,7 @@ def test_every_kind_of_call_survives_a_kill(
             np.testing.assert_array_equal(copy.lookup(ids), table.lookup(ids))
             np.testing.assert_array_equal(copy.timestamps(ids), table.timestamps(ids))
             assert again.digest() == store.digest()
-            assert again.stats()["lost"] in ({}, [], None, 0) or not any(again.stats()["lost"])
+            assert not again.stats()["lost"]
             for each in (table, copy):
                 each.push(u64([1]), ones(1))
             np.testing.assert_array_equal(copy.lookup(ids), table.lookup(ids))
@@ -80,10 +87,7 @@ def test_a_kill_falls_back_to_the_last_seal(folder: Path, opened: Opener, durabi
         digest = store.digest()
         table.push(u64([1]), ones(1))
         table.pull(u64([3]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", mkv.DataLossWarning)
-            again = opened(killed(store, folder / "k"))
-        with again:
+        with recovered(opened, killed(store, folder / "k")) as again:
             assert again.digest() == digest
             assert (again.sequence, again.epoch, dict(again.cursor)) == (1, 2, {"offset": 5})
 
@@ -100,10 +104,10 @@ def test_a_kill_falls_back_to_a_snapshot_under_the_store(
         store.snapshot()
         digest = store.digest()
         table.pull(u64([3]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", mkv.DataLossWarning)
-            again = opened(killed(store, folder / "k"))
-        with again, opened(folder / "replica", mode="replica") as replica:
+        with (
+            recovered(opened, killed(store, folder / "k")) as again,
+            opened(folder / "replica", mode="replica") as replica,
+        ):
             assert again.digest() == digest
             # What the snapshot had ahead of the deltas is in the next one.
             for delta in [*again.deltas(), again.seal()]:
@@ -245,7 +249,7 @@ def test_dense_parameters_are_durable_when_publish_returns(
         version = store.dense.publish(arrays)
         assert version == store.dense.version > 0
         assert store.dense.publish(arrays) > version
-        with opened(killed(store, folder / "k")) as again:
+        with recovered(opened, killed(store, folder / "k")) as again:
             assert again.dense.version == store.dense.version
             assert set(again.dense) == set(arrays)
             for name, values in arrays.items():
