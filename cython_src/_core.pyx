@@ -80,7 +80,7 @@ if sys.byteorder != "little":
 cdef int raise_status(status_t status) except -1:
     if status == STATUS_OK:
         return 0
-    if status & STATUS_OUT_OF_MEMORY and status != STATUS_NOT_FINITE:
+    if status != STATUS_FULL and status & STATUS_OUT_OF_MEMORY:
         raise MemoryError("no memory for more rows")
     if status == STATUS_NOT_FINITE:
         raise ValueError("the gradients of an id add up to more than float32 holds; clip them")

@@ -26,6 +26,7 @@ def apply_delta(state: StoreState, path: str) -> bool:
         found = state.manifest
         if not _is_next(found, reader):
             return False
+        _refuse_other_part(state, reader)
         _verify(state, reader)
         identity = reader.header.identity
         name = format.delta_name(identity.number, identity.epoch)
@@ -43,6 +44,8 @@ def apply_delta(state: StoreState, path: str) -> bool:
                 drop_file(own)
             raise
         load_delta(state, copy)
+        state.partial = None
+        state.instants.clear()
         return True
 
 
@@ -76,6 +79,20 @@ def _is_next(found: Manifest, reader: DeltaReader) -> bool:
             found=sequence,
         )
     return True
+
+
+def _refuse_other_part(state: StoreState, reader: DeltaReader) -> None:
+    """Fence a delta that may not cover what the replica's snapshot held beyond its sequence."""
+    sequence = reader.header.identity.number
+    if (
+        state.partial is not None
+        and reader.lineage.at(sequence) != state.manifest.lineage.at(sequence)
+        and state.partial not in reader.meta.get("includes", [])
+    ):
+        raise FencedError(
+            f"{reader.path} is of epoch {reader.lineage.epoch}, begun after a crash that may have "
+            "lost rows which the replica has from its snapshot; restore a later snapshot"
+        )
 
 
 def _verify(state: StoreState, reader: DeltaReader) -> None:

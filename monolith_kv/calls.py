@@ -24,8 +24,11 @@ def pull(state: StoreState, entry: TableEntry, ids: Fids, out: Rows | None) -> R
     core = entry.core
     if not state.is_serial:
         rows = np.empty((len(ids), core.dim), np.float32) if out is None else out
-        core.pull(ids, rows, state.clock(), True)
-        state.check_after()
+        inserted = core.pull(ids, rows, state.clock(), True)
+        if len(inserted):
+            _acknowledge_unlogged(state)
+        else:
+            state.check_after()
         return rows
     rows = np.empty((len(ids), core.dim), np.float32)
 
@@ -53,7 +56,7 @@ def push(state: StoreState, entry: TableEntry, ids: Fids, gradients: Rows) -> No
     core = entry.core
     if not state.is_serial:
         core.push(ids, gradients, state.clock())
-        state.check_after()
+        _acknowledge_unlogged(state)
         return
 
     def call(log: CallLogWriter | None) -> int:
@@ -72,7 +75,7 @@ def upsert(state: StoreState, entry: TableEntry, ids: Fids, rows: Rows) -> None:
     core = entry.core
     if not state.is_serial:
         core.upsert(ids, rows, state.clock())
-        state.check_after()
+        _acknowledge_unlogged(state)
         return
 
     def call(log: CallLogWriter | None) -> int:
@@ -98,7 +101,7 @@ def remove(state: StoreState, entry: TableEntry, ids: Fids) -> int:
     core = entry.core
     if not state.is_serial:
         removed = core.remove(ids)
-        state.check_after()
+        _acknowledge_unlogged(state)
         return removed
     removed = 0
 
@@ -117,6 +120,8 @@ def log_schema(state: StoreState, write: Callable[[CallLogWriter], int]) -> None
     log = state.open_log()
     if log is not None:
         acknowledge(state, log, _logged(state, log, write))
+    else:
+        state.mark_unsealed()
 
 
 def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> None:
@@ -132,6 +137,12 @@ def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> No
         raise
 
 
+def _acknowledge_unlogged(state: StoreState) -> None:
+    if not state.is_marked:
+        state.mark_unsealed()
+    state.check_after()
+
+
 def _serially(
     state: StoreState,
     entry: TableEntry,
@@ -145,14 +156,14 @@ def _serially(
         promote(state, entry, ids)
         log = state.open_log()
         offset = call(log) if log is None else _logged(state, log, call)
+        if log is None and not state.is_marked:
+            state.mark_unsealed()
         if state.budget is not None:
             state.budget.settle()
     acknowledge(state, log, offset)
 
 
-def _logged(
-    state: StoreState, log: CallLogWriter, call: Callable[[CallLogWriter], int]
-) -> int:
+def _logged(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWriter], int]) -> int:
     try:
         return call(log)
     except BaseException as error:

@@ -99,9 +99,7 @@ def retire(state: StoreState) -> None:
     deltas = list(found.deltas)
     # From the oldest on: never a hole, whatever the clock said when they were sealed.
     while (
-        deltas
-        and deltas[0]["sequence"] <= covered
-        and now - deltas[0]["sealed_at"] >= retention_s
+        deltas and deltas[0]["sequence"] <= covered and now - deltas[0]["sealed_at"] >= retention_s
     ):
         deltas.pop(0)
     if len(deltas) != len(found.deltas) or len(kept) != len(found.snapshots):

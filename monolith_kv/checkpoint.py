@@ -18,7 +18,7 @@ from monolith_kv.catalog import commit, retire, snapshot_of
 from monolith_kv.published import Snapshot
 from monolith_kv.sealing import store_digest
 from monolith_kv.state import StoreState, TableEntry
-from monolith_kv.storage import format
+from monolith_kv.storage import format, marks
 from monolith_kv.storage.snapshot import SnapshotWriter
 
 Progress = Callable[[int, int], None]
@@ -34,15 +34,14 @@ class View:
     rows: int
     dense: bytes
     entries: list[TableEntry]
+    mark: int = 0
     gates: dict[int, bytes] = field(default_factory=dict)
     pieces: dict[int, list[bytes]] = field(default_factory=dict)
     touched: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
     flipped: list[TableEntry] = field(default_factory=list)
 
 
-def write_snapshot(
-    state: StoreState, path: str | None, progress: Progress | None
-) -> Snapshot:
+def write_snapshot(state: StoreState, path: str | None, progress: Progress | None) -> Snapshot:
     """Write a snapshot under the store, or at `path`.
 
     Parameters
@@ -93,12 +92,11 @@ def write_snapshot(
             "lineage": view.meta["lineage"],
         }
         if path is not None:
-            return Snapshot(
-                made_path, named["sequence"], named["rows"], size, named["created_at"]
-            )
+            return Snapshot(made_path, named["sequence"], named["rows"], size, named["created_at"])
         with state.files:
             # A seal may have gone on meanwhile: the list is the present one's.
             commit(state, snapshots=[*state.manifest.snapshots, named])
+            marks.remove(state.path, view.mark)
             retire(state)
             return snapshot_of(state, named)
 
@@ -124,6 +122,7 @@ def _flip(state: StoreState, *, is_inside: bool) -> View:
                     "created_at": float(state.clock()),
                     "dense_version": state.dense.version,
                     "calls_from": calls_from,
+                    "includes": list(state.instants),
                     "unsealed": {
                         "schema": state.schema_changed,
                         "dense": state.dense.is_pending,
@@ -135,6 +134,7 @@ def _flip(state: StoreState, *, is_inside: bool) -> View:
                 dense=state.dense.data,
                 entries=entries,
             )
+            view.mark = state.next_mark() if is_inside else 0
             for entry in entries:
                 entry.core.snapshot_flip()
                 view.flipped.append(entry)
@@ -142,7 +142,23 @@ def _flip(state: StoreState, *, is_inside: bool) -> View:
                 view.gates[entry.id] = entry.core.gate_state()
                 view.pieces[entry.id] = entry.take_sightings()
                 view.touched[entry.id] = entry.core.touched_fids()
+        mark_instant(state, view.digest)
         return view
+
+
+def mark_instant(state: StoreState, digest: str) -> None:
+    """Note, durably where calls are logged, that a snapshot was taken here. Under the mutex.
+
+    Notes
+    -----
+    What is made of the snapshot may go on with the next delta of this history only if that delta
+    covers all that the snapshot holds; after a crash that is so if recovery came as far as here.
+    """
+    if digest not in state.instants:
+        state.instants.append(digest)
+    log = state.open_log()
+    if log is not None:
+        log.sync(log.mark({"snapshot": digest}))
 
 
 def _write(

@@ -176,5 +176,3 @@ class Compactor:
             ttl[slots == slot] = seconds
         is_expired = (ttl > 0) & (math.floor(now) - rows["timestamp"] >= ttl)
         return rows["fid"][is_expired].astype(np.uint64)
-
-

@@ -99,5 +99,3 @@ class DenseParameters(Mapping[str, NDArray[Any]]):
     def _read(self) -> DenseState:
         self._state.check()
         return self._state.dense
-
-

@@ -1,7 +1,7 @@
 """The background: one thread that seals, compacts in slices and prefetches.
 
-What it fails at is kept for the next call to raise. It waits on the monotonic clock, so that a clock
-that jumps neither stalls it nor makes it run wild.
+What it fails at is kept for the next call to raise. It waits on the monotonic clock, so that a
+clock that jumps neither stalls it nor makes it run wild.
 """
 
 import contextlib
@@ -43,9 +43,7 @@ class Maintenance:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        self._queue: deque[tuple[TableEntry, NDArray[np.uint64]]] = deque(
-            maxlen=PREFETCH_QUEUE_MAX
-        )
+        self._queue: deque[tuple[TableEntry, NDArray[np.uint64]]] = deque(maxlen=PREFETCH_QUEUE_MAX)
         self._fetcher: threading.Thread | None = None
 
     def start(self) -> None:

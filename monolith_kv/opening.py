@@ -7,6 +7,7 @@ memory only.
 
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 import warnings
@@ -18,7 +19,7 @@ from monolith_kv.errors import CorruptionError, DataLossWarning, Error
 from monolith_kv.lineage import Lineage
 from monolith_kv.sealing import seal
 from monolith_kv.state import Settings, StoreState
-from monolith_kv.storage import files, manifest
+from monolith_kv.storage import files, manifest, marks
 from monolith_kv.storage.format import OVERFLOW_FOLDER
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.overflow import OverflowTier
@@ -64,7 +65,7 @@ def open_state(
 
 
 def _first(mode: str) -> Manifest:
-    """The manifest of a new store; a replica takes its identity from what it is given."""
+    """Return the manifest of a new store; a replica takes its identity from what it is given."""
     if mode == "replica":
         return Manifest(mode=mode)
     return Manifest(uuid=uuid.uuid4().hex, lineage=Lineage().begin(after=0))
@@ -97,18 +98,30 @@ def _begin(state: StoreState, found: Manifest) -> None:
     if state.mode == "rw" and not found.clean:
         # Calls after the last durable state may have been seen by others: history may fork here.
         lineage = lineage.begin(after=found.sequence)
+        if marks.numbers(state.path):
+            state.lost.append(
+                {
+                    "what": f"calls made after delta {found.sequence}, or a snapshot after it",
+                    "path": state.path,
+                    "after_sequence": found.sequence,
+                    "calls": None,
+                }
+            )
     commit(state, lineage=lineage, clean=False)
     remove_unnamed(state)
+    marks.remove(state.path, sys.maxsize)
     report_losses(state)
 
 
 def report_losses(state: StoreState) -> None:
     """Warn about what is known to be lost."""
     for loss in state.lost:
-        if loss.get("calls"):
+        if "calls" in loss:
+            count = "their number is not known"
+            if loss["calls"] is not None:
+                count = f"at least {loss['calls']}, kept aside as *.torn"
             warnings.warn(
-                f"{loss['path']}: {loss['what']}: at least {loss['calls']} calls, none of which "
-                "had been acknowledged as durable, were cut off and kept aside",
+                f"{loss['path']} was not closed cleanly, lost are: {loss['what']} ({count})",
                 DataLossWarning,
                 stacklevel=5,
             )

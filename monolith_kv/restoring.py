@@ -44,12 +44,17 @@ def restore_files(
     clock: Callable[[], float],
 ) -> None:
     """Make the store at `path` from snapshot files; see `monolith_kv.restore`."""
-    if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
-        raise FileExistsError(f"{path} is not empty; restore to a new folder")
+    refuse_taken(path)
     readers = [SnapshotReader(source) for source in sources]
     for reader in readers:
         reader.verify()
     build(path, lambda folder: _write(folder, readers, mode, progress, keep, clock))
+
+
+def refuse_taken(path: str) -> None:
+    """Raise FileExistsError unless `path` is absent or an empty folder."""
+    if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        raise FileExistsError(f"{path} is not empty; choose a new folder")
 
 
 def build(path: str, write: Callable[[str], None]) -> None:
@@ -210,7 +215,8 @@ class Merge:
 
     def digest(self) -> str:
         """Return the digest of what was written."""
-        return store_digest([_Digest(e.schema, self._digests[n]) for n, e in self._entries.items()])  # type: ignore[misc]
+        known = [_Digest(e.schema, self._digests[name]) for name, e in self._entries.items()]
+        return store_digest(known)
 
     def _take(self, writer: SnapshotWriter, name: str, record: Record) -> None:
         entry = self._entries[name]
@@ -281,10 +287,7 @@ class _Digest:
 
     def __init__(self, schema: TableSchema, parts: list[int]) -> None:
         self.schema = schema
-        self.core = self
         self._parts = parts
 
     def digest(self) -> tuple[int, int]:
         return self._parts[0], self._parts[1]
-
-

@@ -1,7 +1,193 @@
-"""Salvage (to come)."""
+"""Salvage: from a damaged store all that is provably good, into a new one.
 
-from collections.abc import Callable
+Only what passes its checksum is used. A sound store is copied. Of a damaged one the base is the
+newest snapshot that is whole, or else the good part of the newest; then come the good parts of the
+deltas after it; then the logged calls, if all before them was good. What could not be saved is told
+in words. The new store has an identity of its own: replicas of the old one start from a snapshot.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from monolith_kv.checkpoint import write_snapshot
+from monolith_kv.errors import CorruptionError, Error
+from monolith_kv.lineage import Lineage
+from monolith_kv.restoring import build, refuse_taken
+from monolith_kv.state import NO_RECORDS, Settings, StoreState
+from monolith_kv.storage import call_log, delta_log, manifest, snapshot
+from monolith_kv.storage.format import HEADER_BYTES, FileType, RecordKind
+from monolith_kv.storage.framing import Record, decode_json
+from monolith_kv.storage.manifest import Manifest
+from monolith_kv.storage.recovery import (
+    entry_of,
+    load_dense,
+    load_rows,
+    load_sightings,
+    recover,
+    set_dense,
+    sync_tables,
+)
+from monolith_kv.storage.scan import good_records
+from monolith_kv.verifying import verify_files
 
 
 def salvage_files(path: str, to: str, clock: Callable[[], float]) -> list[str]:
-    raise NotImplementedError
+    """Save a damaged store; see `monolith_kv.salvage`."""
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"there is no store at {path}")
+    refuse_taken(to)
+    settings = Settings(durability="none", snapshots_kept=1)
+    problems: list[str] = []
+    state = StoreState(path, "r", settings, clock, clock)
+    try:
+        found = manifest.load(path)
+        if found is None:
+            raise FileNotFoundError(f"there is no store at {path}")
+        recover(state, found)
+    except (Error, OSError) as error:
+        problems.append(str(error))
+        # Calls are loaded last: those before a damaged one are made by now.
+        if not str(getattr(error, "path", "")).endswith(".calls"):
+            state = StoreState(path, "r", settings, clock, clock)
+            _gather(state, problems)
+    else:
+        problems += [f"{loss['path']}: {loss['what']}" for loss in state.lost]
+        problems += verify_files(state, found)
+    if not state.tables and not state.dense.version and problems:
+        raise CorruptionError(f"nothing of {path} could be saved: {'; '.join(problems)}", path)
+    build(to, lambda folder: _write(state, folder))
+    return list(dict.fromkeys(problems))
+
+
+def _write(state: StoreState, folder: str) -> None:
+    """Write what was gathered as the only snapshot of a new store."""
+    found = state.manifest
+    state.path = folder
+    state.manifest = Manifest(
+        uuid=uuid.uuid4().hex,
+        lineage=Lineage().begin(after=0),
+        sequence=found.sequence,
+        cursor=found.cursor,
+        tables=state.tables_json(),
+        next_table_id=state.next_table_id,
+    )
+    state.next_log = 1
+    write_snapshot(state, None, None)
+
+
+# --- a damaged store -----------------------------------------------------------------------
+
+
+def _gather(state: StoreState, problems: list[str]) -> None:
+    """Fill the state with what is good; its manifest becomes what is known of the store."""
+    root = state.path
+    try:
+        found = manifest.load(root)
+    except (Error, OSError) as error:
+        problems.append(str(error))
+        found = None
+    if found is None:
+        snapshots, deltas = snapshot.names(root), delta_log.names(root)
+        found = Manifest()
+        is_known = False
+    else:
+        snapshots = [entry["name"] for entry in found.snapshots]
+        deltas = [entry["name"] for entry in found.deltas]
+        is_known = True
+    state.manifest = found
+    sequence = _gather_base(state, [snapshot.path_of(root, name) for name in snapshots], problems)
+    for path in _newest_epochs(delta_log.path_of(root, name) for name in deltas):
+        number = int(os.path.basename(path)[:20])
+        if number <= sequence:
+            continue
+        if number > sequence + 1:
+            problems.append(f"{root}: deltas {sequence + 1} to {number - 1} are missing")
+        _gather_file(state, path, FileType.DELTA, problems)
+        sequence = number
+    if is_known and found.sequence > sequence:
+        problems.append(f"{root}: deltas {sequence + 1} to {found.sequence} are missing")
+    found.sequence = max(found.sequence, sequence)
+    if is_known:
+        _gather_rest(state, problems)
+
+
+def _newest_epochs(paths: Iterable[str]) -> list[str]:
+    """Return one path for each sequence, that of its latest epoch, in order."""
+    latest = {os.path.basename(path)[:20]: path for path in sorted(paths)}
+    return [latest[number] for number in sorted(latest)]
+
+
+def _gather_base(state: StoreState, paths: list[str], problems: list[str]) -> int:
+    """Load the newest snapshot that is whole, or what is good of the newest; its sequence."""
+    chosen = ""
+    for path in sorted(paths, reverse=True):
+        chosen = chosen or path
+        try:
+            snapshot.SnapshotReader(path).verify()
+        except (Error, OSError) as error:
+            problems.append(str(error))
+            continue
+        chosen = path
+        break
+    if not chosen:
+        return 0
+    _gather_file(state, chosen, FileType.SNAPSHOT, problems)
+    return int(os.path.basename(chosen)[:20])
+
+
+def _gather_file(state: StoreState, path: str, file_type: FileType, problems: list[str]) -> None:
+    """Load the good records of a snapshot or a delta."""
+    before = len(problems)
+    try:
+        for record in good_records(path, file_type, problems):
+            try:
+                _gather_record(state, record, path)
+            except (Error, ValueError) as error:
+                problems.append(f"{path} at byte {record.offset}: {error}")
+    except (Error, OSError) as error:
+        problems.append(str(error))
+    if len(problems) > before:
+        problems.append(f"{path}: what it says of other rows than those saved is lost")
+
+
+def _gather_record(state: StoreState, record: Record, path: str) -> None:
+    by_id = {entry.id: entry for entry in state.tables.values()}
+    if record.kind == RecordKind.META:
+        meta: dict[str, Any] = decode_json(record.payload, path, record.offset)
+        sync_tables(state, meta["tables"], path)
+        if meta.get("cursor") is not None:
+            state.manifest.cursor = meta["cursor"]
+        return
+    if not by_id and state.manifest.tables:  # META was lost; the manifest knows the tables, too.
+        sync_tables(state, state.manifest.tables, state.path)
+        by_id = {entry.id: entry for entry in state.tables.values()}
+    if record.kind == RecordKind.ROWS:
+        load_rows(state, by_id, record, path)
+    elif record.kind == RecordKind.REMOVED:
+        fids = np.frombuffer(record.payload, "<u8")
+        entry_of(by_id, record, path).core.apply(NO_RECORDS, fids)
+    elif record.kind == RecordKind.GATE:
+        entry_of(by_id, record, path).core.gate_load(bytes(record.payload), False)
+    elif record.kind == RecordKind.SIGHTINGS and path.endswith(".delta"):
+        load_sightings(entry_of(by_id, record, path), bytes(record.payload), path)
+    elif record.kind == RecordKind.DENSE:
+        set_dense(state, record, path)
+
+
+def _gather_rest(state: StoreState, problems: list[str]) -> None:
+    """Load the dense file. Calls are of no use on rows that are not those they were made on."""
+    found = state.manifest
+    try:
+        load_dense(state, found)
+    except (Error, OSError) as error:
+        problems.append(str(error))
+    numbers = [n for n in call_log.numbers(state.path) if n >= found.first_call_log]
+    for path in (call_log.path_of(state.path, number) for number in numbers):
+        with contextlib.suppress(OSError):
+            if os.path.getsize(path) > HEADER_BYTES:
+                problems.append(f"{path}: its calls cannot be made on damaged rows, they are lost")

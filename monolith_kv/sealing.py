@@ -5,9 +5,10 @@ once the manifest names it; if anything fails before, nothing is lost: rows coun
 sightings as pending, the calls stay in their logs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from monolith_kv.budget import blocks, read_cold
 from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.published import Delta
+from monolith_kv.schema import TableSchema
 from monolith_kv.state import StoreState, TableEntry
-from monolith_kv.storage import sightings
+from monolith_kv.storage import marks, sightings
 from monolith_kv.storage.delta_log import DeltaWriter
 from monolith_kv.storage.recovery import join_pieces
 
@@ -35,6 +37,8 @@ class Plan:
     dense: tuple[int, bytes] | None
     calls_from: int
     schema_changed: bool
+    includes: list[str]
+    mark: int
     flipped: list[TableEntry] = field(default_factory=list)
     pieces: dict[int, list[bytes]] = field(default_factory=dict)
 
@@ -86,6 +90,8 @@ def _flip(state: StoreState, cursor: dict[str, Any] | None) -> Plan | None:
                 dense=(state.dense.version, state.dense.data) if state.dense.is_pending else None,
                 calls_from=calls_from,
                 schema_changed=state.schema_changed,
+                includes=list(state.instants),
+                mark=state.next_mark(),
             )
             for entry in entries:
                 entry.core.seal_flip()
@@ -113,6 +119,7 @@ def _publish(state: StoreState, plan: Plan) -> Delta:
                 "dropped": plan.dropped,
                 "sealed_at": plan.sealed_at,
                 "calls_from": plan.calls_from,
+                "includes": plan.includes,
             }
         )
         for entry in plan.entries:
@@ -184,12 +191,14 @@ def _write(writer: DeltaWriter, entry: TableEntry, records: NDArray[np.uint8]) -
 
 
 def _settle(state: StoreState, plan: Plan) -> None:
-    """The delta counts: forget what it covers."""
+    """Forget what the delta covers, now that it counts."""
     for entry in plan.flipped:
         entry.core.seal_end()
         del entry.pending_sightings[: len(plan.pieces[entry.id])]
     if plan.dense is not None and state.dense.version == plan.dense[0]:
         state.dense.is_pending = False
+    del state.instants[: len(plan.includes)]
+    marks.remove(state.path, plan.mark)
     drop_call_logs(state)
     for name in sightings.names(state.path):
         if name != state.manifest.sightings:
@@ -209,22 +218,27 @@ def store_sightings(state: StoreState) -> None:
     found = state.manifest
     if not is_new and (found.sightings is not None or not by_table):
         return
-    name = sightings.store(
-        state.path, found.uuid, found.sequence, found.lineage.epoch, by_table
-    )
+    name = sightings.store(state.path, found.uuid, found.sequence, found.lineage.epoch, by_table)
     if found.sightings != name:
         commit(state, sightings=name)
 
 
-def store_digest(entries: list[TableEntry]) -> str:
+class Digested(Protocol):
+    """A table whose rows have a digest."""
+
+    schema: TableSchema
+
+    def digest(self) -> tuple[int, int]:
+        """Return the order-independent hash of its rows, in two parts."""
+
+
+def store_digest(entries: Sequence[Digested]) -> str:
     """Return the order-independent hash of all records of these tables, in hexadecimal."""
     hashed = blake2b(digest_size=16)
     for entry in sorted(entries, key=lambda entry: entry.schema.name):
-        low, high = entry.core.digest()
+        low, high = entry.digest()
         name = entry.schema.name.encode()
         hashed.update(len(name).to_bytes(2, "little") + name)
         hashed.update(entry.schema.dim.to_bytes(4, "little"))
         hashed.update(low.to_bytes(8, "little") + high.to_bytes(8, "little"))
     return hashed.hexdigest()
-
-

@@ -6,7 +6,6 @@ from typing import Any
 
 from monolith_kv import calls
 from monolith_kv.errors import SchemaError
-from monolith_kv.initializers import Initializer
 from monolith_kv.optimizers import Optimizer
 from monolith_kv.policies import parse_ttl
 from monolith_kv.schema import Slice, TableSchema, slices_of

@@ -5,11 +5,12 @@ a store that logs calls or overflows, who changes rows; always, who changes sche
 (an instant between calls). Readers take none of them.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,11 @@ from numpy.typing import NDArray
 from monolith_kv._table import Barrier, TableCore
 from monolith_kv.errors import ClosedError, Error, ForkedError, ReadOnlyError
 from monolith_kv.schema import TableSchema
+from monolith_kv.storage import marks
 from monolith_kv.storage.call_log import CallLogWriter
 from monolith_kv.storage.files import FolderLock
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.overflow import OverflowTier
-
-if TYPE_CHECKING:
-    from monolith_kv.budget import Budget
 
 NO_FIDS: NDArray[np.uint64] = np.empty(0, np.uint64)
 NO_RECORDS: NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -45,6 +44,21 @@ class Settings:
     def is_logged(self) -> bool:
         """Whether every call goes to a call log."""
         return self.durability in LOGGED
+
+
+class Room(Protocol):
+    """What keeps rows in memory within a limit; see budget.Budget."""
+
+    is_full: bool
+
+    def used(self) -> int:
+        """Bytes in memory."""
+
+    def settle(self) -> None:
+        """Move to the overflow tier what is over the limit."""
+
+    def has_room(self) -> bool:
+        """Whether new ids may come."""
 
 
 class TableEntry:
@@ -77,6 +91,10 @@ class TableEntry:
     def to_json(self) -> dict[str, Any]:
         """Return the schema with the table's id, as files hold it."""
         return {**self.schema.to_json(), "id": self.id}
+
+    def digest(self) -> tuple[int, int]:
+        """Return the order-independent hash of its rows, in two parts."""
+        return self.core.digest()
 
     def take_sightings(self) -> list[bytes]:
         """Return all pending sightings, those since the last time included. Under files."""
@@ -146,11 +164,16 @@ class StoreState:
         self.dense = DenseState()
         self.log: CallLogWriter | None = None
         self.next_log = 1
+        self.is_marked = False  # Whether calls since the last instant have left a mark.
+        self.mark_number = 1
         self.overflow: OverflowTier | None = None
-        self.budget: Budget | None = None
+        self.budget: Room | None = None
         self.failure: Exception | None = None  # Writing was given up.
         self.background_error: Exception | None = None
         self.lost: list[dict[str, Any]] = []
+        # Digests of snapshots taken since the last seal, whose content the next delta covers.
+        self.instants: list[str] = []
+        self.partial: str | None = None  # Digest of a snapshot that holds part of the next delta.
         self.calls_replayed = 0
         self.read_position: Any = None  # What a reader has loaded; see recovery.position.
         self.suspects: dict[str, str] = {}  # Tables that compaction leaves alone, and why.
@@ -206,9 +229,7 @@ class StoreState:
             return None
         if self.log is None:
             manifest = self.manifest
-            log = CallLogWriter(
-                self.path, manifest.uuid, self.next_log, manifest.lineage.epoch
-            )
+            log = CallLogWriter(self.path, manifest.uuid, self.next_log, manifest.lineage.epoch)
             self.next_log += 1
             self.log = log
         return self.log
@@ -216,12 +237,38 @@ class StoreState:
     def roll_log(self) -> int:
         """End the call log; return the number that the next one will have."""
         log = self.log
-        if log is not None and log.records:
-            self.log = None
+        if log is None or not log.records:
+            return self.next_log if log is None else log.number
+        try:
             log.close(clean=True)
-        elif log is not None:
-            return log.number
+        except Exception as error:
+            if log.is_failed:
+                self.failure = self.failure or error
+            raise
+        self.log = None
         return self.next_log
+
+    # --- calls that are not logged ---------------------------------------------------------
+
+    def mark_unsealed(self) -> None:
+        """Leave a mark that calls were made which only memory has: a crash loses them.
+
+        Notes
+        -----
+        It only makes the loss known, so it need not survive a power cut, nor be there at all.
+        """
+        with self.mutex:
+            if self.is_marked or self.mode != "rw" or self.settings.is_logged:
+                return
+            with contextlib.suppress(OSError):
+                marks.leave(self.path, self.mark_number)
+            self.is_marked = True
+
+    def next_mark(self) -> int:
+        """Begin to mark anew; return the number of the mark before. Under the barrier."""
+        self.is_marked = False
+        self.mark_number += 1
+        return self.mark_number - 1
 
     # --- tables ----------------------------------------------------------------------------
 
@@ -245,7 +292,9 @@ class StoreState:
 
     def change_schema(self, entry: TableEntry, schema: TableSchema) -> None:
         """Give a table new settings, between calls."""
-        if entry.schema.core_slices() != schema.core_slices() and not entry.schema.same_kind(schema):
+        if entry.schema.core_slices() != schema.core_slices() and not entry.schema.same_kind(
+            schema
+        ):
             raise Error(f"table {schema.name}: rows of another kind")
         with self.barrier:
             settle_core(entry.core, schema, is_writer=self.mode == "rw", was=entry.schema)

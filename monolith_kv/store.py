@@ -19,6 +19,8 @@ from monolith_kv.store_handle import Duration, Mode, Path, Progress, Store
 from monolith_kv.units import parse_duration, parse_size
 from monolith_kv.validation import as_path
 
+__all__ = ["Store", "open", "restore", "salvage"]
+
 Size = int | str
 Durability = Literal["none", "interval", "batch", "sync"]
 
@@ -170,8 +172,8 @@ def restore(
     """
     folder = as_path(path)
     _one_of(mode, ("rw", "replica"), "mode")
-    one = isinstance(snapshots, (str, PathLike))
-    sources = [as_path(s, "snapshots") for s in ([snapshots] if one else snapshots)]  # type: ignore[list-item,union-attr]
+    given = [snapshots] if isinstance(snapshots, (str, PathLike)) else snapshots
+    sources = [as_path(source, "snapshots") for source in given]
     if not sources:
         raise ValueError("snapshots must be one at least, got none")
     if mode == "replica" and len(sources) > 1:

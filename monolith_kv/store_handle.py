@@ -38,9 +38,9 @@ Progress = Callable[[int, int], None]
 class Store:
     """A directory of embedding tables that share one log, one memory budget and one clock.
 
-    Stores come from `open` and `restore`. A Store pickles as its path and opens there in mode "r"; a
-    Table likewise. In a forked child every call but `close` raises ForkedError. Safe to call from
-    any number of threads.
+    Stores come from `open` and `restore`. A Store pickles as its path and opens there in mode "r";
+    a Table likewise. In a forked child every call but `close` raises ForkedError. Safe to call
+    from any number of threads.
 
     Examples
     --------
@@ -181,7 +181,9 @@ class Store:
         with state.mutex:
             known = state.tables.get(name)
             if known is not None and not exist_ok:
-                raise TableExistsError(f"there is a table {name}; take another name or exist_ok=True")
+                raise TableExistsError(
+                    f"there is a table {name}; take another name or exist_ok=True"
+                )
             if known is not None:
                 schema = same_schema(known.schema, dim, optimizer, initializer, admission, ttl)
                 configure(state, known, schema)
@@ -301,9 +303,13 @@ class Store:
         """
         state = self._checked()
         if state.mode != "replica":
-            raise ReadOnlyError(f'{self.path} is open "{state.mode}"; only a replica applies deltas')
+            raise ReadOnlyError(
+                f'{self.path} is open "{state.mode}"; only a replica applies deltas'
+            )
         state.raise_background()
-        return apply_delta(state, delta.path if isinstance(delta, Delta) else as_path(delta, "delta"))
+        return apply_delta(
+            state, delta.path if isinstance(delta, Delta) else as_path(delta, "delta")
+        )
 
     def promote(self) -> None:
         """Make a replica the writer, in a new epoch.

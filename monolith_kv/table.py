@@ -466,9 +466,7 @@ class Table:
             raise ClosedError(f"table {self.name} was dropped")
         return self._entry
 
-    def _cold(
-        self, fids: Ids
-    ) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]:
+    def _cold(self, fids: Ids) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]:
         """Read rows from overflow: the records, which of `fids` are there, and where."""
         rows = read_records(self._state, self._entry, fids)
         there, places = match(rows, fids)

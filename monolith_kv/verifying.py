@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from monolith_kv.errors import Error
@@ -23,12 +24,12 @@ def verify_store(state: StoreState) -> list[str]:
     has moved on.
     """
     problems: list[str] = []
-    for attempt in range(ATTEMPTS):
+    for _attempt in range(ATTEMPTS):
         with state.files:
             found = state.manifest if state.mode != "r" else manifest.load(state.path)
             if found is None:
                 return [f"{state.path}: there is no manifest any more"]
-            problems = _verify_files(state, found)
+            problems = verify_files(state, found)
             if not problems or state.mode != "r" or manifest.load(state.path) == found:
                 break
     problems += _verify_overflow(state)
@@ -37,7 +38,8 @@ def verify_store(state: StoreState) -> list[str]:
     return problems
 
 
-def _verify_files(state: StoreState, found: Manifest) -> list[str]:
+def verify_files(state: StoreState, found: Manifest) -> list[str]:
+    """Return the problems of the files that a manifest names."""
     root = state.path
     problems: list[str] = []
 
@@ -76,7 +78,7 @@ def _verify_files(state: StoreState, found: Manifest) -> list[str]:
         numbers = [n for n in call_log.numbers(root) if n >= found.first_call_log]
         for number in numbers:
             path = call_log.path_of(root, number)
-            check(path, lambda path=path, last=number == numbers[-1]: _read_calls(path, last))
+            check(path, partial(_read_calls, path, number == numbers[-1]))
     return problems
 
 

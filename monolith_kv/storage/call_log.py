@@ -98,6 +98,14 @@ class Drop(Call):
     kind = RecordKind.DROP
 
 
+@dataclass(frozen=True, eq=False)
+class Mark(Call):
+    """A snapshot of this instant was written elsewhere; no call at all, but it has its place."""
+
+    kind = RecordKind.MARK
+    settings: dict[str, Any]
+
+
 def path_of(root: str, number: int) -> str:
     """Return the path of call log `number` of the store at `root`."""
     return os.path.join(root, CALL_FOLDER, format.calls_name(number))
@@ -192,6 +200,10 @@ class CallLogWriter:
         """Log that a table is dropped."""
         return self._log.append(RecordKind.DROP, b"", table)
 
+    def mark(self, settings: Mapping[str, Any]) -> int:
+        """Log that a snapshot was taken here, as JSON."""
+        return self._log.append(RecordKind.MARK, encode_json(settings))
+
     def sync(self, offset: int | None = None) -> None:
         """Return when the calls below `offset` (all by default) are on stable storage."""
         self._log.sync(offset)
@@ -284,10 +296,9 @@ def unpack_call(record: Record, path: str) -> Call:
     """Return the call in a record; CorruptionError where its sizes do not agree."""
     try:
         kind = RecordKind(record.kind)
-        if kind in (RecordKind.CONFIGURE, RecordKind.CREATE):
+        if kind in _WITH_SETTINGS:
             settings = decode_json(record.payload, path, record.offset)
-            made = Configure if kind == RecordKind.CONFIGURE else Create
-            return made(record.table, settings)
+            return _WITH_SETTINGS[kind](record.table, settings)
         if kind == RecordKind.DROP:
             _expect(record, 0)
             return Drop(record.table)
@@ -300,6 +311,13 @@ def unpack_call(record: Record, path: str) -> Call:
     except ValueError as error:
         raise corruption(path, record.offset, error) from error
     raise corruption(path, record.offset, f"unexpected record kind {record.kind}")
+
+
+_WITH_SETTINGS: dict[RecordKind, type[Configure] | type[Create] | type[Mark]] = {
+    RecordKind.CONFIGURE: Configure,
+    RecordKind.CREATE: Create,
+    RecordKind.MARK: Mark,
+}
 
 
 def _timed(record: Record, kind: RecordKind) -> Call:
@@ -336,6 +354,6 @@ def _time(now: float) -> bytes:
 
 
 __all__ = [
-    "Call", "CallLogReader", "CallLogWriter", "Configure", "Create", "Drop", "Insert", "Push",
-    "Remove", "Torn", "Upsert", "numbers", "path_of", "read",
+    "Call", "CallLogReader", "CallLogWriter", "Configure", "Create", "Drop", "Insert", "Mark",
+    "Push", "Remove", "Torn", "Upsert", "numbers", "path_of", "read",
 ]  # fmt: skip

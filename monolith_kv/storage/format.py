@@ -67,6 +67,7 @@ class RecordKind(enum.IntEnum):
     CONFIGURE = 20
     CREATE = 21
     DROP = 22
+    MARK = 23
 
 
 class RecordFlag(enum.IntFlag):

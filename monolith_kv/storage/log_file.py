@@ -401,7 +401,7 @@ class LogReader:
     def _later_records(self, offset: int) -> list[Part]:
         """Return the good records from `offset` on, whatever lies between them."""
         found: list[Part] = []
-        while (start := self._next_record(offset)) is not None:
+        while (start := self.next_record(offset)) is not None:
             # Mostly the next record starts where this one ends: then nothing is searched.
             while start < self.size:
                 try:
@@ -413,7 +413,7 @@ class LogReader:
             offset = start
         return found
 
-    def _next_record(self, offset: int) -> int | None:
+    def next_record(self, offset: int) -> int | None:
         """Return where the first good record at or behind `offset` starts."""
         while offset + RECORD_HEADER_BYTES <= self.size:
             window = _read_at(self._fd, offset, SCAN_BYTES)

@@ -6,6 +6,7 @@ for a damaged snapshot where the one before and the deltas since lead to the sam
 changes no file but for that tail, so that it may itself be killed at any point.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from monolith_kv.errors import CorruptionError, FormatVersionError, SchemaError
 from monolith_kv.schema import TableSchema
 from monolith_kv.state import NO_FIDS, NO_RECORDS, StoreState, TableEntry
 from monolith_kv.storage import call_log, delta_log, dense, files, sightings, snapshot
-from monolith_kv.storage.format import FileType, RecordKind
+from monolith_kv.storage.format import HEADER_BYTES, FileType, RecordKind
 from monolith_kv.storage.framing import Record
 from monolith_kv.storage.log_finish import finish_log
 from monolith_kv.storage.manifest import Manifest
@@ -48,7 +49,7 @@ def recover(state: StoreState, manifest: Manifest) -> None:
     is_newest = base is not None and sequence == manifest.sequence
     if base is not None and is_newest:
         _load_unsealed(state, base)
-    _load_dense(state, manifest, base if is_newest else None)
+    load_dense(state, manifest)
     if manifest.sightings is not None:
         load_pending(state, sightings.load(state.path, manifest.sightings))
     first = manifest.first_call_log
@@ -71,6 +72,8 @@ class Base:
         self.calls_from: int = reader.meta.get("calls_from", 0)
         self.is_schema_changed = bool(unsealed.get("schema"))
         self.is_dense_pending = bool(unsealed.get("dense"))
+        self.digest: str = reader.end["digest"]
+        self.includes: list[str] = list(reader.meta.get("includes", []))
         self.touched: list[tuple[int, Any]] = []
         self.sightings: dict[int, list[bytes]] = {}
 
@@ -134,7 +137,7 @@ def load_snapshot(state: StoreState, reader: snapshot.SnapshotReader) -> Base:
 
 
 def _load_unsealed(state: StoreState, base: Base) -> None:
-    """What the snapshot holds beyond its sequence is in no delta: the next one must have it."""
+    """Mark what the snapshot holds beyond its sequence: no delta has it, the next one must."""
     by_id = {entry.id: entry for entry in state.tables.values()}
     for table_id, fids in base.touched:
         by_id[table_id].core.touch(fids)
@@ -142,12 +145,15 @@ def _load_unsealed(state: StoreState, base: Base) -> None:
         if table_id in by_id:
             by_id[table_id].pending_sightings = pieces
     state.schema_changed = base.is_schema_changed
+    state.dense.is_pending = base.is_dense_pending
+    state.instants = [*base.includes, base.digest]
+    if base.touched or base.is_schema_changed or base.is_dense_pending:
+        state.partial = base.digest
 
 
-def _load_dense(state: StoreState, manifest: Manifest, base: Base | None) -> None:
+def load_dense(state: StoreState, manifest: Manifest) -> None:
     """Take the dense parameters from their own file where that is newer than any delta."""
     entry = manifest.dense
-    state.dense.is_pending = base is not None and base.is_dense_pending
     if entry.get("name") is not None and entry["version"] > state.dense.version:
         data = dense.load(state.path, entry)
         state.dense.arrays = dense.unpack(data, dense.path_of(state.path, entry["name"]))
@@ -327,7 +333,7 @@ def _replay(state: StoreState, first: int, *, must_be_closed: bool) -> None:
         gap = next(want for have, want in zip(numbers, expected, strict=True) if have != want)
         path = call_log.path_of(state.path, gap)
         raise CorruptionError(f"{path} is missing, later call logs are there", path)
-    state.next_log = max(first, *(number + 1 for number in numbers)) if numbers else first
+    state.next_log = max([state.manifest.first_call_log, *(number + 1 for number in numbers)])
     is_writer = state.mode == "rw" and state.lock is not None
     for number in numbers:
         is_last = number == numbers[-1]
@@ -362,6 +368,9 @@ def _replay_call(state: StoreState, call: call_log.Call, path: str) -> None:
 
 def _make_call(state: StoreState, call: call_log.Call) -> None:
     by_id = {entry.id: entry for entry in state.tables.values()}
+    if isinstance(call, call_log.Mark):
+        state.instants.append(str(call.settings["snapshot"]))
+        return
     if isinstance(call, call_log.Create):
         entry = state.make_entry(call.table, TableSchema.from_json(call.settings))
         state.put_entry(entry)
@@ -423,10 +432,10 @@ def position(path: str, manifest: Manifest) -> tuple[Any, ...]:
     logs = []
     for number in call_log.numbers(path):
         if number >= manifest.first_call_log:
-            try:
-                logs.append((number, os.stat(call_log.path_of(path, number)).st_size))
-            except FileNotFoundError:
-                continue
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(call_log.path_of(path, number)).st_size
+                if size > HEADER_BYTES:
+                    logs.append((number, size))
     return (
         manifest.uuid,
         manifest.lineage,
