@@ -6,6 +6,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["Barrier", "TableCore"]
+
 Fids = NDArray[np.uint64]
 Floats = NDArray[np.float32]
 Records = NDArray[np.uint8]
@@ -45,9 +47,7 @@ class TableCore:
 
     # --- settings
     def set_optimizers(self, hypers: Sequence[tuple[float, ...]]) -> None: ...
-    def set_initializers(
-        self, initializers: Sequence[tuple[int, float, float, int]]
-    ) -> None: ...
+    def set_initializers(self, initializers: Sequence[tuple[int, float, float, int]]) -> None: ...
     def set_ttl(self, default_s: int, slots: Mapping[int, int]) -> None: ...
     def set_gate(self, gate: GateSettings | None) -> None: ...
 

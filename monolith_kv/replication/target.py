@@ -100,7 +100,7 @@ class Catalogue:
 
     def chain(self, after: int) -> tuple[Entry, ...]:
         """Return the deltas from `after` + 1 on, as far as they go without a hole."""
-        found = []
+        found: list[Entry] = []
         for entry in self.deltas:
             if entry.sequence == after + 1 + len(found):
                 found.append(entry)

@@ -171,7 +171,8 @@ def zipf_positions(
     weights = np.cumsum(np.arange(1, rows + 1, dtype=np.float64) ** -exponent)
     ranks = np.searchsorted(weights, rng.random(size) * weights[-1])
     places = np.random.default_rng(7).permutation(rows).astype(np.int64)
-    return places[np.minimum(ranks, rows - 1)]
+    positions: NDArray[np.int64] = places[np.minimum(ranks, rows - 1)]
+    return positions
 
 
 class Batches:
