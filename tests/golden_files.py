@@ -65,6 +65,7 @@ def write_delta(root: Path) -> Path:
                 "dropped": [],
                 "sealed_at": 1.5e9,
                 "calls_from": 8,
+                "includes": [],
             }
         )
         writer.rows(3, one_row(), 1)
@@ -86,6 +87,9 @@ def write_snapshot(root: Path) -> Path:
                 "tables": [SCHEMA],
                 "created_at": 1.5e9,
                 "dense_version": 0,
+                "calls_from": 8,
+                "includes": ["00" * 16],
+                "unsealed": {"schema": False, "dense": False},
             }
         )
         writer.rows(3, one_row(), 1)
@@ -105,6 +109,7 @@ def write_calls(root: Path) -> Path:
     log.remove(3, FIDS[:1])
     log.configure(3, {"ttl_default": 60})
     log.sync()
+    log.mark({"snapshot": "00" * 16})
     log.drop(3)
     log.close()
     return Path(log.path)

@@ -62,14 +62,15 @@ def append_fids(writer: RecordWriter, kind: int, table: int, fids: NDArray[np.ui
         writer.append(kind, part, table, len(part))
 
 
-def read_meta(reader: RecordReader, keys: Keys) -> tuple[dict[str, Any], Lineage]:
+def read_meta(reader: RecordReader, keys: Keys, optional: Keys) -> tuple[dict[str, Any], Lineage]:
     """Return the META record and the lineage in it, both found to fit the header."""
     record = next(iter(reader), None)
     if record is None or record.kind != RecordKind.META:
         offset = reader.end_offset if record is None else record.offset
         raise corruption(reader.path, offset, "the first record is not META")
     meta = decode_json(record.payload, reader.path, record.offset)
-    check_keys(meta, keys, reader.path, record.offset)
+    present = {key: wanted for key, wanted in optional.items() if key in meta}
+    check_keys(meta, {**keys, **present}, reader.path, record.offset)
     try:
         lineage = Lineage.from_json(meta["lineage"])
     except FormatVersionError as error:

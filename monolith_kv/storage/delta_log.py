@@ -45,6 +45,7 @@ META_KEYS: Keys = {
     "sealed_at": (int, float),
     "calls_from": int,
 }
+META_OPTIONAL: Keys = {"includes": list}
 END_KEYS: Keys = {"rows": int, "removals": int, "digest": str}
 KINDS = frozenset({RecordKind.ROWS, RecordKind.REMOVED, RecordKind.SIGHTINGS, RecordKind.DENSE})
 
@@ -98,7 +99,7 @@ class DeltaWriter:
         return self._writer.size
 
     def meta(self, meta: Mapping[str, Any]) -> None:
-        """Write the META record, the first one; its keys are `META_KEYS`."""
+        """Write the META record, the first one; its keys: `META_KEYS`, `META_OPTIONAL`."""
         if self._writer.records:
             raise ValueError("meta must be the first record of a delta")
         self._writer.append(RecordKind.META, encode_json(meta))
@@ -188,7 +189,7 @@ class DeltaReader:
         self.size = self._reader.size
         check_name(path, DELTA_PATTERN, self.header)
         self.end = check_keys(self._reader.meta, END_KEYS, path, self._reader.end_offset)
-        self.meta, self.lineage = read_meta(self._reader, META_KEYS)
+        self.meta, self.lineage = read_meta(self._reader, META_KEYS, META_OPTIONAL)
 
     def records(self) -> Iterator[Record]:
         """Yield ROWS, REMOVED, SIGHTINGS and DENSE records: (kind, table, count, payload, offset).

@@ -15,7 +15,7 @@ from monolith_kv.storage.record_file import RecordReader
 
 SHOWN_COUNT = 4  # Of ids; the rest is a number.
 DUMPED_BYTES = 64
-JSON_KINDS = (RecordKind.META, RecordKind.CONFIGURE, RecordKind.CREATE)
+JSON_KINDS = (RecordKind.META, RecordKind.CONFIGURE, RecordKind.CREATE, RecordKind.MARK)
 
 
 def describe(path: str) -> Iterator[str]:

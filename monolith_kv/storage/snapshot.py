@@ -46,6 +46,7 @@ META_KEYS: Keys = {
     "created_at": (int, float),
     "dense_version": int,
 }
+META_OPTIONAL: Keys = {"calls_from": int, "includes": list, "unsealed": dict}
 END_KEYS: Keys = {"rows": int, "digest": str}
 KINDS = frozenset(
     {
@@ -124,7 +125,7 @@ class SnapshotWriter:
         return self._writer.size
 
     def meta(self, meta: Mapping[str, Any]) -> None:
-        """Write the META record, the first one; its keys are `META_KEYS`."""
+        """Write the META record, the first one; its keys: `META_KEYS`, `META_OPTIONAL`."""
         if self._writer.records:
             raise ValueError("meta must be the first record of a snapshot")
         self._writer.append(RecordKind.META, encode_json(meta))
@@ -206,7 +207,7 @@ class SnapshotReader:
         self.size = self._reader.size
         check_name(path, SNAPSHOT_PATTERN, self.header)
         self.end = check_keys(self._reader.meta, END_KEYS, path, self._reader.end_offset)
-        self.meta, self.lineage = read_meta(self._reader, META_KEYS)
+        self.meta, self.lineage = read_meta(self._reader, META_KEYS, META_OPTIONAL)
         if self.meta["uuid"] != self.header.identity.uuid:
             raise corruption(path, 0, f"META is of store {self.meta['uuid']}, the header is not")
 

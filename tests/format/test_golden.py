@@ -65,6 +65,7 @@ def test_a_snapshot_is_read(version: Path) -> None:
     reader = SnapshotReader(str(version / "snapshot"))
     assert reader.lineage == LINEAGE
     assert reader.end["rows"] == 1
+    assert reader.meta["unsealed"] == {"schema": False, "dense": False}
     found = {record.kind: record for record in reader.records()}
     assert bytes(found[RecordKind.ROWS].payload) == golden.one_row().tobytes()
     assert found[RecordKind.GATE].payload == b"opaque gate"
@@ -73,7 +74,7 @@ def test_a_snapshot_is_read(version: Path) -> None:
 
 def test_a_call_log_is_read(version: Path) -> None:
     with call_log.read(str(version / "calls"), must_be_closed=True) as log:
-        create, insert, push, upsert, remove, configure, drop = log
+        create, insert, push, upsert, remove, configure, mark, drop = log
     assert isinstance(create, call_log.Create)
     assert create.settings == {"name": "item"}
     assert isinstance(insert, call_log.Insert)
@@ -86,6 +87,8 @@ def test_a_call_log_is_read(version: Path) -> None:
     assert np.array_equal(remove.fids, FIDS[:1])
     assert isinstance(configure, call_log.Configure)
     assert configure.settings == {"ttl_default": 60}
+    assert isinstance(mark, call_log.Mark)
+    assert mark.settings == {"snapshot": "00" * 16}
     assert isinstance(drop, call_log.Drop)
     assert drop.table == 3
 

@@ -68,7 +68,10 @@ def test_keys_of_json_are_those_of_the_code() -> None:
     assert keys == list(manifest.Manifest().to_json())
     for page, module in (("delta", delta_log), ("snapshot", snapshot)):
         rows = {cells[0]: cells[3] for cells in records(page)}
-        assert set(re.findall(r"`(\w+)`", rows["META"])) == set(module.META_KEYS)
+        assert set(re.findall(r"`(\w+)`", rows["META"])) == {
+            *module.META_KEYS,
+            *module.META_OPTIONAL,
+        }
         assert set(re.findall(r"`(\w+)`", rows["END"])) == set(module.END_KEYS)
 
 

@@ -16,6 +16,7 @@ from monolith_kv.storage.call_log import (
     Create,
     Drop,
     Insert,
+    Mark,
     Push,
     Remove,
     Upsert,
@@ -43,6 +44,7 @@ def test_every_kind_of_call_comes_back_as_it_was_made(folder: Path) -> None:
     log.upsert(1, 3e9, fids, values)
     log.remove(1, fids)
     log.configure(1, {"ttl": None})
+    log.mark({"snapshot": "ab"})
     log.drop(1)
     log.close()
     ids, rows = fids.tolist(), values.tolist()
@@ -54,6 +56,7 @@ def test_every_kind_of_call_comes_back_as_it_was_made(folder: Path) -> None:
             (Upsert, {"table": 1, "now": 3e9, "fids": ids, "rows": rows}),
             (Remove, {"table": 1, "fids": ids}),
             (Configure, {"table": 1, "settings": {"ttl": None}}),
+            (Mark, {"table": 0, "settings": {"snapshot": "ab"}}),
             (Drop, {"table": 1}),
         ]
         assert reader.is_closed
@@ -127,6 +130,7 @@ def test_a_log_under_the_name_of_another_is_refused(folder: Path) -> None:
         (RecordKind.REMOVE, 1, bytes(9)),
         (RecordKind.DROP, 0, b"x"),
         (RecordKind.CREATE, 0, b"[]"),
+        (RecordKind.MARK, 0, b""),
         (RecordKind.ROWS, 1, bytes(8)),
     ],
 )

@@ -112,6 +112,7 @@ def test_meta_is_the_first_record_and_there_once(folder: Path) -> None:
         ({"lineage": LINEAGE.begin(6).to_json()}, "sequence 7 of epoch 3 under a header"),
         ({"lineage": [[1]]}, "cannot be read"),
         ({"tables": None}, "tables is None"),
+        ({"includes": "all"}, "includes is 'all'"),
         ({"sealed_at": True}, "sealed_at is True"),
     ],
 )
