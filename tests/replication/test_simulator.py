@@ -21,7 +21,7 @@ from replication.world import DIM, World, delta_files
 
 import monolith_kv as mkv
 
-SEEDS = 300 if WIDE else 25
+SEEDS = 1000 if WIDE else 40
 EVENTS = 50
 IDS = 400
 RETENTION_S = 600
@@ -172,8 +172,11 @@ class Simulation:
         world = self.world
         self.seal()
         world.push()
-        if not world.follow().in_step or self.epoch_of(world.replica) != self.store.epoch:
+        is_in_step = world.follow().in_step
+        # A replica hears of an epoch by its first delta; one that has none cannot take over.
+        if not self.store.sequence or self.epoch_of(world.replica) != self.store.epoch:
             return
+        assert is_in_step
         self.store.close()
         self.stores += 1
         old, world.store = world.store, world.folder / f"store-{self.stores}"
