@@ -14,6 +14,7 @@ import numpy as np
 from samples import parts
 
 from monolith_kv.lineage import Epoch, Lineage
+from monolith_kv.replication import target
 from monolith_kv.storage import (
     call_log,
     delta_log,
@@ -130,6 +131,23 @@ def write_dense(root: Path) -> Path:
     return Path(dense.path_of(str(root), entry["name"]))
 
 
+def write_target(root: Path) -> Path:
+    delta = format.delta_name(SEQUENCE, EPOCH)
+    snapshot_name = format.snapshot_name(4, 1)
+    target.write_target(
+        target.Catalogue(
+            "target",
+            str(root),
+            UUID,
+            LINEAGE,
+            SEQUENCE,
+            (target.Entry(delta, SEQUENCE, EPOCH, 1, 800, 1.5e9, 2, "00" * 16, 7),),
+            (target.Entry(snapshot_name, 4, 1, 3, 900, 1.5e9, 0, "11" * 16, 8),),
+        )
+    )
+    return root / target.PUBLISHED_NAME
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "manifest": write_manifest,
     "delta": write_delta,
@@ -138,6 +156,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "sightings": write_sightings,
     "sightings-compressed": write_compressed,
     "dense": write_dense,
+    "target": write_target,
 }
 
 
@@ -222,5 +241,14 @@ if __name__ == "__main__":
         if not path.exists():
             with tempfile.TemporaryDirectory() as root:
                 path.write_bytes(written(name, Path(root)))
-    for name in ("sightings", "manifest", "delta", "snapshot", "calls", "overflow", "dense"):
+    for name in (
+        "sightings",
+        "manifest",
+        "delta",
+        "snapshot",
+        "calls",
+        "overflow",
+        "dense",
+        "target",
+    ):
         print(f"\n{name}", *example(name), sep="\n")

@@ -263,8 +263,10 @@ class Follower:
                     entry.sequence,
                 )
                 return applied, lost, without(source, entry)
-            except (CorruptionError, GapError, FencedError) as error:
+            except CorruptionError as error:
                 return applied, error, without(source, entry)
+            except (GapError, FencedError) as error:
+                return applied, error, source
             applied += 1
             try:
                 expect_digest(store, source, entry)

@@ -190,24 +190,39 @@ def read_target(folder: str) -> Catalogue | None:
 
 
 def _unpack(folder: str, path: str, data: Mapping[str, Any]) -> Catalogue:
+    """Return the catalogue in the JSON of a PUBLISHED; keys of a later version are ignored."""
     try:
         deltas, snapshots = (
-            tuple(Entry(**fields) for fields in data[key]) for key in ("deltas", "snapshots")
+            tuple(_unpack_entry(fields) for fields in data[key]) for key in ("deltas", "snapshots")
         )
+        lineage = Lineage.from_json(data["lineage"])
         found = Catalogue(
-            "target",
-            folder,
-            str(data["uuid"]),
-            Lineage.from_json(data["lineage"]),
-            int(data["sequence"]),
-            deltas,
-            snapshots,
+            "target", folder, str(data["uuid"]), lineage, int(data["sequence"]), deltas, snapshots
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatVersionError(f"{path} cannot be read: {error!r}; is it newer?") from error
+    except (KeyError, TypeError, ValueError, FormatVersionError) as error:
+        raise CorruptionError(f"{path} cannot be read: {error!r}; push to a new target") from error
     for entry in found.entries:
         entry_path(folder, entry)
     return found
+
+
+def _unpack_entry(fields: Mapping[str, Any]) -> Entry:
+    values = {field.name: fields[field.name] for field in dataclasses.fields(Entry)}
+    for name, value in values.items():
+        kinds = _KINDS.get(name, (int,))
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ValueError(f"{name} is {value!r}")
+        if isinstance(value, int) and not 0 <= value < 1 << 63:
+            raise ValueError(f"{name} is {value!r}")
+    return Entry(**values)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "digest": (str,),
+    "file": (str,),
+    "made_at": (int, float),
+}
 
 
 # --- writing -------------------------------------------------------------------------------

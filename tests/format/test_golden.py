@@ -8,6 +8,7 @@ import pytest
 from golden_files import ARRAYS, EPOCH, FIDS, LINEAGE, SEQUENCE, UUID, VALUES, WRITERS
 
 from monolith_kv._checksum import crc32c
+from monolith_kv.replication import target
 from monolith_kv.storage import call_log, delta_log, dense, format, manifest, sightings, snapshot
 from monolith_kv.storage.delta_log import DeltaReader
 from monolith_kv.storage.format import RecordKind
@@ -108,6 +109,16 @@ def test_dense_weights_are_read(version: Path, folder: Path) -> None:
     for name, array in ARRAYS.items():
         assert found[name].dtype == array.dtype
         assert np.array_equal(found[name], array)
+
+
+def test_a_target_is_read(version: Path, folder: Path) -> None:
+    placed(version / "target", folder, target.PUBLISHED_NAME)
+    found = target.read_target(str(folder))
+    assert found is not None
+    assert (found.uuid, found.lineage, found.sequence) == (UUID, LINEAGE, SEQUENCE)
+    [delta], [snapshot_entry] = found.deltas, found.snapshots
+    assert (delta.sequence, delta.removals, delta.digest) == (SEQUENCE, 2, "00" * 16)
+    assert (snapshot_entry.rows, snapshot_entry.bytes, snapshot_entry.is_snapshot) == (3, 900, True)
 
 
 def test_the_names_of_version_1_hold() -> None:

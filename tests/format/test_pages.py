@@ -1,11 +1,13 @@
 """The format pages say what the code does: fields, kinds, names, keys and worked examples."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import golden_files
 import pytest
 
+from monolith_kv.replication import target
 from monolith_kv.storage import delta_log, dense, format, manifest, snapshot
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference" / "format"
@@ -17,6 +19,7 @@ EXAMPLES = {
     "call-log": "calls",
     "dense": "dense",
     "overflow": "overflow",
+    "target": "target",
 }
 ALL = sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "index")
 
@@ -66,6 +69,8 @@ def records(page: str) -> list[tuple[str, ...]]:
 def test_keys_of_json_are_those_of_the_code() -> None:
     keys = [cells[0].strip("`") for cells in tables("manifest", "key", "type")]
     assert keys == list(manifest.Manifest().to_json())
+    entry = [cells[0].strip("`") for cells in tables("target", "key of an entry", "type")]
+    assert entry == [field.name for field in dataclasses.fields(target.Entry)]
     for page, module in (("delta", delta_log), ("snapshot", snapshot)):
         rows = {cells[0]: cells[3] for cells in records(page)}
         assert set(re.findall(r"`(\w+)`", rows["META"])) == {

@@ -313,3 +313,21 @@ def test_a_name_in_the_catalogue_leads_nowhere_else(world: World) -> None:
     with pytest.raises(mkv.CorruptionError, match="no name of a file"):
         world.follow()
     assert Path(world.store / "MANIFEST").exists()
+
+
+def test_every_flipped_bit_and_every_cut_of_a_catalogue_is_seen(world: World) -> None:
+    with world.open() as store:
+        write_deltas(store, 1)
+        store.snapshot()
+    world.push()
+    path = world.target / "PUBLISHED"
+    good = path.read_bytes()
+    for position in range(len(good)):
+        flipped = bytearray(good)
+        flipped[position] ^= 1 << position % 8
+        for bad in (bytes(flipped), good[:position]):
+            path.write_bytes(bad)
+            with pytest.raises((mkv.CorruptionError, mkv.FormatVersionError)):
+                read_target(str(world.target))
+    path.write_bytes(good)
+    assert read_target(str(world.target)) is not None
