@@ -95,7 +95,7 @@ def initial_rows(int kind, float a, float b, uint64_t key, const uint64_t[::1] f
 
 # --- optimizers ---------------------------------------------------------------------------------
 
-cdef OptimizerParameters make_parameters(int kind, hyper):
+cdef OptimizerParameters make_parameters(int kind, hyper) except *:
     cdef OptimizerParameters p
     assert len(hyper) <= 8
     p.kind = kind
