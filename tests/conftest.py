@@ -4,7 +4,6 @@ Tests take no time from the wall, no randomness from the system and no folder bu
 MKV_CI=1 the property tests run with the continuous integration's counts.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,28 +12,16 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from checks import FAST_FOLDER, WIDE
 from model import ManualClock
 
 SEED = 20_170_101
-IS_CI = os.environ.get("MKV_CI") == "1"
-# Stores of tests lie in memory where there is such a place: what an fsync does is tested apart.
-FAST_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 # Derandomized: a run that fails is a run that fails again. No deadline: the machine may be busy.
 _COMMON = {"deadline": None, "derandomize": True, "database": None, "print_blob": True}
 hypothesis.settings.register_profile("quick", max_examples=60, **_COMMON)  # type: ignore[arg-type]
 hypothesis.settings.register_profile("ci", max_examples=500, **_COMMON)  # type: ignore[arg-type]
-hypothesis.settings.load_profile("ci" if IS_CI else "quick")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the widest counts to the continuous integration."""
-    if IS_CI:
-        return
-    skip = pytest.mark.skip(reason="the full counts run with MKV_CI=1")
-    for item in items:
-        if item.get_closest_marker("wide"):
-            item.add_marker(skip)
+hypothesis.settings.load_profile("ci" if WIDE else "quick")
 
 
 @pytest.fixture
