@@ -77,6 +77,31 @@ def test_a_crash_at_any_step_of_a_switch_leaves_a_whole_replica(
     assert at > 5
 
 
+def test_a_crash_at_any_step_of_an_undo_leaves_a_whole_replica(
+    folder: Path, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults(monkeypatch)
+    at, is_done = 0, False
+    while not is_done:
+        at += 1
+        replica = folder / f"{at}" / "replica"
+        put(replica, "old")
+        work = WorkFolder(str(replica))
+        put(Path(work.stage()), "new")
+        work.switch()
+        try:
+            with faults.crashing(at):
+                work.undo()
+                work.clear()
+            is_done = True
+        except Crash:
+            pass
+        work.release()
+        recover_under_crashes(replica, faults, at)
+        assert len(content_of(replica)) == 1
+    assert content_of(replica) == {"old"}
+
+
 def recover_under_crashes(replica: Path, faults: Faults, seed: int) -> None:
     """Recover, crashing in its course a few times at other places each time."""
     for at in range(1 + seed % 3, 8, 2):

@@ -1,19 +1,14 @@
-"""Follow: a replica gets in step from wherever it starts, and is never made worse."""
+"""Follow: a replica gets in step from wherever it starts, and stays readable."""
 
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from replication.world import World, content, delta_files, flip, write, write_deltas
+from replication.world import World, delta_files, grown, snapshot_files, write, write_deltas
 
 import monolith_kv as mkv
 from monolith_kv.replication import Follower, Stopped
-
-
-def snapshot_files(path: Path) -> list[Path]:
-    return sorted((path / "snapshots").glob("*.snapshot"))
-
 
 # --- getting in step -----------------------------------------------------------------------
 
@@ -23,9 +18,7 @@ def test_an_empty_replica_follows_deltas_from_the_first(world: World) -> None:
         write_deltas(store, 3)
         digest = store.digest()
     world.push()
-    for path in snapshot_files(world.target):
-        path.unlink()
-    world.push()
+    assert snapshot_files(world.target) == []
     done = world.follow()
     assert (done.sequence, done.in_step, done.lag) == (3, True, 0)
     assert world.digest() == digest
@@ -154,203 +147,6 @@ def test_rows_that_no_delta_holds_arrive_by_the_snapshot(world: World) -> None:
         assert world.rows() == 30
 
 
-# --- refusing ------------------------------------------------------------------------------
-
-
-def grown(world: World, deltas: int = 3) -> None:
-    with world.open() as store:
-        write_deltas(store, deltas)
-        store.snapshot()
-    world.push()
-    world.follow()
-
-
-def refused(world: World, source: Path, match: str) -> None:
-    before, digest = content(world.replica), world.digest()
-    with pytest.raises(mkv.FencedError, match=match):
-        world.follow(source)
-    assert content(world.replica) == before
-    assert world.digest() == digest
-    assert world.rows() > 0
-
-
-def test_another_store_is_refused_unless_forced(world: World) -> None:
-    grown(world)
-    with world.open(world.folder / "other") as store:
-        write_deltas(store, 5)
-        digest = store.digest()
-    world.push(world.folder / "other", world.folder / "target-2")
-    refused(world, world.folder / "target-2", "another store")
-    assert world.follow(world.folder / "target-2", force=True).in_step
-    assert world.digest() == digest
-
-
-def test_an_empty_primary_is_refused(world: World) -> None:
-    grown(world)
-    world.open(world.folder / "other").close()
-    world.push(world.folder / "other", world.folder / "target-2")
-    refused(world, world.folder / "target-2", "another store")
-
-
-def test_a_source_that_fell_behind_is_refused(world: World) -> None:
-    with world.open() as store:
-        write_deltas(store, 2)
-        world.push(target=world.folder / "target-2")
-        write_deltas(store, 1)
-    world.push()
-    world.follow()
-    refused(world, world.folder / "target-2", "ends with delta 2")
-    assert world.follow(world.folder / "target-2", force=True).sequence == 2
-
-
-def test_an_older_epoch_is_refused(world: World) -> None:
-    with world.open() as primary:
-        write_deltas(primary, 2)
-        world.push()
-        world.follow()
-        with world.open(world.folder / "second", "replica") as second:
-            for delta in primary.deltas():
-                second.apply(delta)
-            second.promote()
-            write_deltas(second, 1)
-        world.push(world.folder / "second")
-        assert world.follow().sequence == 3
-        write_deltas(primary, 5)
-        world.push(target=world.folder / "stale")
-        refused(world, world.folder / "stale", "older than epoch")
-
-
-def test_a_fork_in_a_newer_epoch_is_followed_by_a_resync(world: World) -> None:
-    with world.open() as store:
-        write_deltas(store, 3)
-        path = store.snapshot().path
-        write_deltas(store, 2)
-    world.push()
-    world.follow()
-    with mkv.restore(path, world.folder / "fork", **world.options) as fork:
-        write_deltas(fork, 1, rows=7)
-        digest = fork.digest()
-    world.push(world.folder / "fork", world.folder / "target-2")
-    done = world.follow(world.folder / "target-2")
-    assert done.in_step
-    assert "parted" in done.resynced
-    assert (done.sequence, world.digest()) == (4, digest)
-
-
-def test_a_fork_with_under_half_of_the_rows_is_refused(world: World) -> None:
-    with world.open() as store:
-        write_deltas(store, 1)
-        path = store.snapshot().path
-        write_deltas(store, 4)
-    world.push()
-    world.follow()
-    with mkv.restore(path, world.folder / "fork", **world.options) as fork:
-        write_deltas(fork, 1)
-    world.push(world.folder / "fork", world.folder / "target-2")
-    refused(world, world.folder / "target-2", "under half")
-    assert world.follow(world.folder / "target-2", force=True).in_step
-
-
-def test_a_primary_is_never_overwritten(world: World) -> None:
-    grown(world)
-    before = content(world.store)
-    for force in (False, True):
-        with (
-            pytest.raises(mkv.FencedError, match="store of its own"),
-            Follower(world.target, world.store) as follower,
-        ):
-            follower.run_once(force=force)
-    assert content(world.store) == before
-
-
-# --- damage --------------------------------------------------------------------------------
-
-
-def test_a_damaged_delta_is_refused_and_what_came_before_is_kept(world: World) -> None:
-    grown(world)
-    with world.open() as store:
-        write_deltas(store, 3)
-    world.push()
-    flip(delta_files(world.target)[4])
-    with pytest.raises(mkv.CorruptionError, match="digest"):
-        world.follow()
-    with world.open(world.replica, "r") as replica:
-        assert replica.sequence == 4
-        assert len(replica.table("item")) == 40
-
-
-def test_a_snapshot_past_a_damaged_delta_leads_on(world: World) -> None:
-    grown(world)
-    with world.open() as store:
-        write_deltas(store, 3)
-        store.snapshot()
-        world.push()
-        flip(delta_files(world.target)[4])
-        done = world.follow()
-        assert done.in_step
-        assert world.digest() == store.digest()
-
-
-def test_a_damaged_snapshot_gives_way_to_the_one_before(world: World) -> None:
-    with world.open() as store:
-        write_deltas(store, 1)
-        store.snapshot()
-        write_deltas(store, 1)
-        store.snapshot()
-        world.push()
-        flip(snapshot_files(world.target)[-1])
-        assert world.follow().in_step
-        assert world.digest() == store.digest()
-
-
-def test_where_no_snapshot_is_good_nothing_is_replaced(world: World) -> None:
-    with world.open(delta_retention="1h", snapshots_kept=1) as store:
-        write_deltas(store, 2)
-        world.push()
-        world.follow()
-        write_deltas(store, 2)
-        store.snapshot()
-        world.clock.advance(7200)
-        write_deltas(store, 1)
-        store.snapshot()
-        world.push()
-    for path in snapshot_files(world.target):
-        flip(path)
-    before = content(world.replica)
-    with pytest.raises(mkv.CorruptionError):
-        world.follow()
-    assert content(world.replica) == before
-    assert world.rows() == 20
-
-
-def test_a_replica_whose_rows_differ_is_built_anew(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grown(world)
-    with world.open() as store:
-        write_deltas(store, 1)
-        world.push()
-        real = mkv.Store.digest
-        wrong = iter(["00" * 16])
-        monkeypatch.setattr(mkv.Store, "digest", lambda self, *a: next(wrong, None) or real(self))
-        done = world.follow()
-        monkeypatch.undo()
-        assert "digest" in done.resynced
-        assert done.in_step
-        assert world.digest() == store.digest()
-
-
-def test_a_damaged_replica_is_built_anew(world: World) -> None:
-    grown(world)
-    for path in world.replica.rglob("*-*"):
-        path.write_bytes(b"")
-    with pytest.raises(mkv.CorruptionError):
-        world.open(world.replica, "r")
-    done = world.follow()
-    assert "damaged" in done.resynced
-    assert world.rows() == 30
-
-
 # --- serving -------------------------------------------------------------------------------
 
 
@@ -379,6 +175,55 @@ def test_the_store_before_a_resync_stays_readable(world: World) -> None:
             assert follower.run_once().applied == 1
             digest = store.digest()
     assert world.digest() == digest
+
+
+def test_a_new_replica_that_does_not_open_is_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with world.open(delta_retention="1h", snapshots_kept=1) as store:
+        write_deltas(store, 2)
+        world.push()
+        with world.follower() as follower:
+            follower.run_once()
+            write_deltas(store, 2)
+            store.snapshot()
+            world.clock.advance(7200)
+            write_deltas(store, 1)
+            store.snapshot()
+            world.push()
+
+            def fail(self: Follower) -> mkv.Store:
+                raise OSError("no memory")
+
+            monkeypatch.setattr(Follower, "_open", fail)
+            with pytest.raises(OSError, match="no memory"):
+                follower.run_once()
+            monkeypatch.undo()
+            assert len(follower.store.table("item")) == 20
+            with world.open(world.replica, "r") as reader:
+                assert reader.sequence == 2
+            assert follower.run_once().resynced
+            assert len(follower.store.table("item")) == 50
+
+
+def test_a_replica_takes_a_checkpoint_when_its_primary_does(world: World) -> None:
+    with world.open(delta_retention=0, snapshots_kept=1) as store:
+        world.options.update(delta_retention=0, snapshots_kept=1)
+        write_deltas(store, 3)
+        world.push()
+        world.follow()
+        assert len(delta_files(world.replica)) == 3
+        store.snapshot()
+        write_deltas(store, 1)
+        world.push()
+        assert not world.follow().resynced
+        assert delta_files(world.replica) == []
+        assert len(snapshot_files(world.replica)) == 1
+        write_deltas(store, 2)
+        world.push()
+        world.follow()
+        assert len(delta_files(world.replica)) == 2
+        assert world.digest() == store.digest()
 
 
 def test_poll_reports_what_went_wrong(world: World) -> None:

@@ -12,6 +12,8 @@ from replication.world import World, content, delta_files, flip, only, write, wr
 import monolith_kv as mkv
 from monolith_kv.replication import Publisher, Stopped, positions
 from monolith_kv.replication.target import read_target, write_target
+from monolith_kv.storage.format import FileType
+from monolith_kv.storage.record_file import RecordReader, RecordWriter
 
 
 def test_a_push_copies_deltas_and_snapshots(world: World) -> None:
@@ -62,23 +64,47 @@ def test_what_retention_dropped_is_pruned(world: World) -> None:
         }
 
 
-def test_a_second_snapshot_of_one_sequence_does_not_touch_the_first(world: World) -> None:
-    with world.open() as store:
+def test_a_name_that_is_given_again_does_not_touch_the_first_file(world: World) -> None:
+    with world.open(snapshots_kept=1) as store:
         write_deltas(store, 1)
-        store.snapshot()
+        name = Path(store.snapshot().path).name
         world.push()
-        first = only(world.target, "*.snapshot").read_bytes()
+        first = only(world.target, "*.snapshot")
+        content_before = first.read_bytes()
         write(store, 50_000, 5)
-        store.snapshot()
+        assert Path(store.snapshot().path).name != name
+        assert Path(store.snapshot().path).name == name
         readable = []
 
         def look(done: int, total: int) -> None:
-            readable.extend(p.read_bytes() == first for p in world.target.rglob("*1.snapshot"))
+            readable.append(first.read_bytes() == content_before)
 
         Publisher(world.store, world.target, progress=look).run_once()
-    world.follow()
-    assert world.rows() == 15
-    assert all(readable)
+        assert readable
+        assert all(readable)
+        # The first is pruned by the same push, but only after the catalogue names the second.
+        assert only(world.target, "*.snapshot") != first
+        assert world.follow().in_step
+        assert world.rows() == 15
+        assert not world.push().changed
+
+
+def test_a_target_keeps_its_newest_snapshot_and_what_leads_on_from_it(world: World) -> None:
+    with world.open() as store:
+        write_deltas(store, 2)
+        store.snapshot()
+        write_deltas(store, 2)
+        world.push()
+        with world.open(world.folder / "second", "replica", delta_retention=0) as second:
+            for delta in store.deltas():
+                second.apply(delta)
+            second.promote()
+            write_deltas(second, 1)
+            digest = second.digest()
+        world.push(world.folder / "second")
+    assert only(world.target, "*.snapshot").exists()
+    assert world.follow().in_step
+    assert world.digest() == digest
 
 
 def test_another_stores_target_is_refused(world: World) -> None:
@@ -300,6 +326,19 @@ def test_a_crash_at_any_step_of_the_first_push_can_be_taken_up(
             assert world.push(target=target).sequence == 1
             assert len(delta_files(target)) == 1
     assert at > 5
+
+
+def test_a_header_that_does_not_belong_to_the_catalogue_is_seen(world: World) -> None:
+    with world.open() as store:
+        write_deltas(store, 1)
+    world.push()
+    path = str(world.target / "PUBLISHED")
+    found = RecordReader(path)
+    identity = replace(found.header.identity, number=7)
+    with RecordWriter(path, FileType.TARGET, identity, replace=True) as writer:
+        writer.publish(found.meta)
+    with pytest.raises(mkv.CorruptionError, match="header"):
+        read_target(str(world.target))
 
 
 def test_a_name_in_the_catalogue_leads_nowhere_else(world: World) -> None:

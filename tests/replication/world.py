@@ -78,6 +78,11 @@ def delta_files(folder: Path) -> list[Path]:
     return sorted((folder / "deltas").glob("*.delta"))
 
 
+def snapshot_files(folder: Path) -> list[Path]:
+    """Return the snapshots of a store or target, by name."""
+    return sorted((folder / "snapshots").glob("*.snapshot"))
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """Return all files of a folder but LOCK and MANIFEST, which every opening writes anew."""
     return {
@@ -85,3 +90,12 @@ def content(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in ("LOCK", "MANIFEST")
     }
+
+
+def grown(world: World, deltas: int = 3) -> None:
+    """Bring a replica to what a store has sealed, its snapshot last."""
+    with world.open() as store:
+        write_deltas(store, deltas)
+        store.snapshot()
+    world.push()
+    world.follow()
