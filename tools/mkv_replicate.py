@@ -220,7 +220,7 @@ def report_follow(arguments: argparse.Namespace, output: Output, done: Followed)
     state = "in step" if done.in_step else f"{done.lag} deltas behind"
     how = f"{done.applied} deltas applied"
     if done.resynced:
-        how += f", built anew from a snapshot: {done.resynced}"
+        how = f"built anew: {done.resynced}"
     output.result(values, f"at delta {done.sequence} (epoch {done.epoch}), {state}; {how}")
 
 
