@@ -80,7 +80,7 @@ class Row(NamedTuple):
 class Sighting(NamedTuple):
     high: float  # of the clock then
     travelled: float
-    certain: bool  # False: a crash or another gate may have forgotten it
+    certain: bool  # False: it may count, or may have been forgotten
 
 
 class Verdict(NamedTuple):
@@ -168,7 +168,9 @@ class TableModel:
         """Count a pull of `ids`; what the gate says to those of them that are absent."""
         verdicts = {}
         for fid in dict.fromkeys(ids):
-            self.seen.setdefault(fid, []).append(Sighting(clock.high, clock.travelled, True))
+            # Whether an id that has a row is counted, too, is left open.
+            sighting = Sighting(clock.high, clock.travelled, fid not in self.rows)
+            self.seen.setdefault(fid, []).append(sighting)
             if fid not in self.rows:
                 verdicts[fid] = self.verdict(fid, clock)
         return verdicts

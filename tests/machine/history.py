@@ -50,6 +50,9 @@ class HistoryMachine(WriterMachine):
         # A restored store may count the snapshot that it was made of as its first.
         self.own_snapshots = [(s.sequence, s.rows) for s in store.snapshots()]
 
+    def begun(self) -> None:
+        self.seal(None)
+
     def teardown(self) -> None:
         self.close_reader()
         super().teardown()
@@ -240,16 +243,16 @@ class HistoryMachine(WriterMachine):
     def durable(self) -> StoreModel:
         return (self.prefixes[0] if self.volatile else self.model).copy()
 
-    @precondition(lambda self: self.reader is None)
     @rule()
-    def open_reader(self) -> None:
-        self.reader = mkv.open(self.primary.path, mode="r", **self.options)
-        self.read = self.durable()
-        self.read_changes = self.changes
+    def open_or_refresh_reader(self) -> None:
+        if self.reader is None:
+            self.reader = mkv.open(self.primary.path, mode="r", **self.options)
+            self.read = self.durable()
+            self.read_changes = self.changes
+        else:
+            self.refresh_reader()
         self.check(self.reader, self.read)
 
-    @precondition(lambda self: self.reader is not None)
-    @rule()
     def refresh_reader(self) -> None:
         self.check(self.reader, self.read)
         moved, later = self.reader.refresh(), self.durable()
@@ -259,11 +262,8 @@ class HistoryMachine(WriterMachine):
         assert moved or not differs
         assert not moved or self.changes > self.read_changes
         self.read, self.read_changes = later, self.changes
-        self.check(self.reader, self.read)
         self.refused(mkv.ReadOnlyError, lambda: self.reader.seal())
 
-    @precondition(lambda self: self.reader is not None)
-    @rule()
     def close_reader(self) -> None:
         if self.reader is not None:
             assert_store(self.reader, self.read, FIDS)

@@ -23,6 +23,11 @@ class ReplicaMachine(HistoryMachine):
         self.replica: Any = None
         self.held = StoreModel.empty_replica()
 
+    def begun(self) -> None:
+        super().begun()
+        self.open_empty_replica()
+        self.catch_up()
+
     def teardown(self) -> None:
         if self.replica is not None:
             self.check(self.replica, self.held)

@@ -32,7 +32,7 @@ import monolith_kv as mkv
 
 DAY = 86_400
 RETENTION = 2 * DAY
-MEMORY_LIMIT = 64 * 1024
+MEMORY_LIMIT = 16 * 1024  # less than two rows of the wide table
 
 # Ends of the range, neighbours, three slots (7 and 9 have rules of their own), and random ones.
 FIDS = [0, 1, 2, 3, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]
@@ -62,11 +62,36 @@ TTLS = [None, 60, 10 * DAY, ((7, 30), (None, 3_600)), ((9, 5),)]
 CURSORS = [{}, {"offset": 1}, {"partition": {"0": 17}, "name": "clicks"}]
 
 picks = st.integers(0, 1_000)
-ids_of_universe = st.lists(st.sampled_from(FIDS), max_size=12)
-seeds = st.integers(0, 2**32 - 1)
+GROUPS = {"low": FIDS[:12], "high": FIDS[12:], "even": FIDS[::2], "all": FIDS}
+# Places in FIDS or the name of a group, so that what a failing run prints stays readable.
+chosen = st.one_of(
+    st.lists(st.integers(0, len(FIDS) - 1), max_size=12), st.sampled_from(sorted(GROUPS))
+)
+seeds = st.integers(0, 2**16 - 1)
 jumps = st.one_of(
     st.integers(0, 100), st.sampled_from([600.5, 3_600, DAY, 11 * DAY, -1, -90.25, -2 * DAY])
 )
+layouts, gates, ttls = (
+    st.sampled_from(sorted(LAYOUTS)),
+    st.sampled_from(GATES),
+    st.sampled_from(TTLS),
+)
+# What training mostly does. A rule makes several of these calls, for the rules are drawn evenly.
+trained = st.lists(
+    st.tuples(
+        st.sampled_from(["pull", "pull", "push", "push", "upsert", "remove"]),
+        picks,
+        chosen,
+        seeds,
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def fids_of(choice: list[int] | str) -> list[int]:
+    return GROUPS[choice] if isinstance(choice, str) else [FIDS[place] for place in choice]
 
 
 def quarters(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -88,9 +113,12 @@ class WriterMachine(RuleBasedStateMachine):
         self.digests: dict[Any, str] = {}
 
     @initialize(
-        durability=st.sampled_from(["none", "interval", "batch", "sync"]), limited=st.booleans()
+        durability=st.sampled_from(["none", "interval", "batch", "sync"]),
+        limited=st.booleans(),
+        tables=st.tuples(*[st.tuples(layouts, gates, ttls)] * 2),
+        first=trained,
     )
-    def open_empty(self, durability: str, limited: bool) -> None:
+    def open_new(self, durability: str, limited: bool, tables: Any, first: Any) -> None:
         self.volatile = durability in ("none", "interval")
         self.options = {
             "durability": durability,
@@ -100,6 +128,13 @@ class WriterMachine(RuleBasedStateMachine):
             "clock": self.clock,
         }
         self.adopt(mkv.open(self.new_path(), **self.options), self.model)
+        for name, (layout, gate, ttl) in zip(NAMES, tables, strict=False):
+            self.create_table(name, layout, gate, ttl)
+        self.train(first)
+        self.begun()
+
+    def begun(self) -> None:
+        """What else a run begins with."""
 
     def teardown(self) -> None:
         try:
@@ -154,12 +189,7 @@ class WriterMachine(RuleBasedStateMachine):
 
     # --- tables
 
-    @rule(
-        name=st.sampled_from(NAMES),
-        layout=st.sampled_from(sorted(LAYOUTS)),
-        gate=st.sampled_from(GATES),
-        ttl=st.sampled_from(TTLS),
-    )
+    @rule(name=st.sampled_from(NAMES), layout=layouts, gate=gates, ttl=ttls)
     def create_table(self, name: str, layout: str, gate: Gate | None, ttl: Any) -> None:
         table = TableModel(name, LAYOUTS[layout], gate, ttl)
         try:
@@ -172,7 +202,7 @@ class WriterMachine(RuleBasedStateMachine):
         self.changed()
 
     @precondition(lambda self: self.model.tables)
-    @rule(pick=picks, layout=st.sampled_from(sorted(LAYOUTS)), ttl=st.sampled_from(TTLS))
+    @rule(pick=picks, layout=layouts, ttl=ttls)
     def create_existing(self, pick: int, layout: str, ttl: Any) -> None:
         _, model = self.pick(pick)
         kinds = [(p.name, p.dim, p.optimizer.name) for p in LAYOUTS[layout]]
@@ -195,7 +225,7 @@ class WriterMachine(RuleBasedStateMachine):
         self.model.settings_pending = True
         self.changed()
 
-    @precondition(lambda self: self.model.tables)
+    @precondition(lambda self: len(self.model.tables) > 1)
     @rule(pick=picks)
     def drop_table(self, pick: int) -> None:
         table, model = self.pick(pick)
@@ -214,17 +244,37 @@ class WriterMachine(RuleBasedStateMachine):
 
     # --- training
 
-    @precondition(lambda self: self.model.tables)
-    @rule(pick=picks, ids=ids_of_universe, signed=st.booleans(), own_out=st.booleans())
-    def pull(self, pick: int, ids: list[int], signed: bool, own_out: bool) -> None:
-        table, model = self.pick(pick)
-        out = np.full((len(ids), model.dim), np.nan, np.float32) if own_out else None
-        given = u64(ids).view(np.int64) if signed else u64(ids)
-        rows = table.pull(given, out=out)
+    def train(self, calls: Any) -> None:
+        for kind, pick, choice, seed, is_odd in calls if self.model.tables else []:
+            (table, model), ids = self.pick(pick), fids_of(choice)
+            if kind == "pull":
+                self.pull(table, model, ids, is_odd)
+            elif kind == "remove":
+                assert table.remove(u64(ids)) == model.remove(ids)
+            else:
+                values = quarters(seed, (len(ids), model.dim))
+                getattr(self, kind)(table, model, ids, values)
+            self.changed()
+
+    # Several times the same, for what happens more often than once a minute or once a day.
+    @rule(calls=trained)
+    def train_first(self, calls: Any) -> None:
+        self.train(calls)
+
+    @rule(calls=trained)
+    def train_again(self, calls: Any) -> None:
+        self.train(calls)
+
+    @rule(calls=trained)
+    def train_more(self, calls: Any) -> None:
+        self.train(calls)
+
+    def pull(self, table: Any, model: TableModel, ids: list[int], is_odd: bool) -> None:
+        out = np.full((len(ids), model.dim), np.nan, np.float32) if is_odd else None
+        rows = table.pull(u64(ids).view(np.int64) if is_odd else u64(ids), out=out)
         assert out is None or rows is out
         self.observe_admissions(table, model, ids)
         np.testing.assert_array_equal(rows, model.lookup(ids)[0])
-        self.changed()
 
     def observe_admissions(self, table: Any, model: TableModel, ids: Sequence[int]) -> None:
         verdicts = model.see(ids, self.clock)
@@ -237,35 +287,18 @@ class WriterMachine(RuleBasedStateMachine):
             model.insert(fid, self.clock.now)
         settle(table, model, admitted)
 
-    @precondition(lambda self: self.model.tables)
-    @rule(pick=picks, ids=ids_of_universe, seed=seeds)
-    def push(self, pick: int, ids: list[int], seed: int) -> None:
-        table, model = self.pick(pick)
-        gradients = quarters(seed, (len(ids), model.dim))
+    def push(self, table: Any, model: TableModel, ids: list[int], gradients: np.ndarray) -> None:
         table.push(u64(ids), gradients)
         settle(table, model, model.push(ids, gradients, self.clock.now))
-        self.changed()
 
-    @precondition(lambda self: self.model.tables)
-    @rule(pick=picks, ids=ids_of_universe, seed=seeds)
-    def upsert(self, pick: int, ids: list[int], seed: int) -> None:
-        table, model = self.pick(pick)
-        rows = quarters(seed, (len(ids), model.dim))
+    def upsert(self, table: Any, model: TableModel, ids: list[int], rows: np.ndarray) -> None:
         table.upsert(u64(ids), rows)
         model.upsert(ids, rows, self.clock.now)
-        self.changed()
-
-    @precondition(lambda self: self.model.tables)
-    @rule(pick=picks, ids=ids_of_universe)
-    def remove(self, pick: int, ids: list[int]) -> None:
-        table, model = self.pick(pick)
-        assert table.remove(u64(ids)) == model.remove(ids)
-        self.changed()
 
     # --- settings
 
     @precondition(lambda self: self.model.tables)
-    @rule(pick=picks, ttl=st.sampled_from(TTLS))
+    @rule(pick=picks, ttl=ttls)
     def configure_ttl(self, pick: int, ttl: Any) -> None:
         table, model = self.pick(pick)
         table.configure(ttl=ttl_argument(ttl))
@@ -274,7 +307,7 @@ class WriterMachine(RuleBasedStateMachine):
         self.changed()
 
     @precondition(lambda self: self.model.tables)
-    @rule(pick=picks, gate=st.sampled_from(GATES))
+    @rule(pick=picks, gate=gates)
     def configure_gate(self, pick: int, gate: Gate | None) -> None:
         table, model = self.pick(pick)
         table.configure(admission=None if gate is None else gate.make(mkv))
@@ -302,8 +335,9 @@ class WriterMachine(RuleBasedStateMachine):
     def move_clock(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
-    @rule(budget=st.sampled_from([None, "10s", 1e-6]), force=st.booleans())
-    def compact(self, budget: Any, force: bool) -> None:
+    @rule(seconds=jumps, budget=st.sampled_from([None, "10s", 1e-6]), force=st.booleans())
+    def compact(self, seconds: float, budget: Any, force: bool) -> None:
+        self.clock.advance(seconds)
         done = self.primary.compact(budget=budget, force=force)
         removed = left = 0
         for name, model in self.model.tables.items():
@@ -324,16 +358,16 @@ class WriterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.tables)
     @rule(
         pick=picks,
-        ids=ids_of_universe,
+        ids=chosen,
         seed=seeds,
         combiner=st.sampled_from(["sum", "mean", "sqrtn"]),
         weighted=st.booleans(),
         with_end=st.booleans(),
     )
     def lookup_pooled(
-        self, pick: int, ids: list[int], seed: int, combiner: str, weighted: bool, with_end: bool
+        self, pick: int, ids: Any, seed: int, combiner: str, weighted: bool, with_end: bool
     ) -> None:
-        table, model = self.pick(pick)
+        (table, model), ids = self.pick(pick), fids_of(ids)
         random = np.random.default_rng(seed)
         cuts = np.sort(random.integers(0, len(ids) + 1, random.integers(0, 4)))
         starts = [0, *cuts.tolist()]
@@ -365,10 +399,10 @@ class WriterMachine(RuleBasedStateMachine):
         assert_table(table, model, FIDS)
 
     @precondition(lambda self: self.model.tables)
-    @rule(pick=picks, ids=ids_of_universe)
-    def prefetch(self, pick: int, ids: list[int]) -> None:
+    @rule(pick=picks, ids=chosen)
+    def prefetch(self, pick: int, ids: Any) -> None:
         table, _ = self.pick(pick)
-        table.prefetch(u64(ids))
+        table.prefetch(u64(fids_of(ids)))
 
     @rule()
     def verify_and_stats(self) -> None:
