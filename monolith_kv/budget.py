@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.errors import ClosedError, CorruptionError, StoreFullError
+from monolith_kv.refill import refill
 from monolith_kv.state import NO_RECORDS, StoreState, TableEntry
 
 Fids = NDArray[np.uint64]
 BLOCK_BYTES = 8 << 20
 SLACK = 32  # Evict so that one part in 32 of the limit is free: not at every call.
-ATTEMPTS = 100
+ATTEMPTS = 8
 
 
 class Budget:
@@ -118,20 +119,30 @@ def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.ui
 
     Notes
     -----
-    A record that is damaged is taken from snapshot and deltas where its row has not changed since;
-    otherwise the row is dropped and reported as lost.
+    A record that is damaged is taken from snapshot and deltas where its row has not changed since.
+
+    Raises
+    ------
+    CorruptionError
+        It has changed since: nothing is made up for it.
     """
-    assert state.overflow is not None
-    records, positions = state.overflow.get(entry.id, cold)
-    if len(positions) != len(cold):
-        missing = np.setdiff1d(cold, cold[positions])
+    overflow = state.overflow
+    assert overflow is not None
+    records, positions = overflow.get(entry.id, cold)
+    if len(positions) == len(cold):
+        return records
+    missing = np.delete(cold, positions)
+    rows = refill(state, entry, np.unique(missing))
+    fids = rows["fid"].astype(np.uint64)
+    if len(np.setdiff1d(missing, fids)):
         raise CorruptionError(
-            f"{state.overflow.folder}: {len(missing)} records of table {entry.schema.name} are "
-            "damaged or gone; close the store and open it again, it recovers them from snapshot "
-            "and log",
-            state.overflow.folder,
+            f"{overflow.folder}: {len(missing)} records of table {entry.schema.name} are damaged "
+            "or gone, and were changed since the last seal; close the store and open it again, "
+            "it recovers from snapshot and log",
+            overflow.folder,
         )
-    return records
+    overflow.put(entry.id, fids, np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1))
+    return overflow.get(entry.id, cold)[0]
 
 
 def read_records(state: StoreState, entry: TableEntry, fids: Fids) -> NDArray[Any]:

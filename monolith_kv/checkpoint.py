@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from monolith_kv.budget import read_cold
 from monolith_kv.catalog import commit, retire, snapshot_of
+from monolith_kv.errors import Error
 from monolith_kv.published import Snapshot
 from monolith_kv.sealing import store_digest
 from monolith_kv.state import StoreState, TableEntry
@@ -41,7 +42,9 @@ class View:
     flipped: list[TableEntry] = field(default_factory=list)
 
 
-def write_snapshot(state: StoreState, path: str | None, progress: Progress | None) -> Snapshot:
+def write_snapshot(
+    state: StoreState, path: str | None, progress: Progress | None, **changes: Any
+) -> Snapshot:
     """Write a snapshot under the store, or at `path`.
 
     Parameters
@@ -52,6 +55,8 @@ def write_snapshot(state: StoreState, path: str | None, progress: Progress | Non
         Absolute; None: under the store, which then retires what it covers.
     progress : callable or None
         Called with (rows written, rows in all).
+    **changes
+        Of the manifest, made in the same step as a snapshot under the store is named.
 
     Raises
     ------
@@ -95,7 +100,7 @@ def write_snapshot(state: StoreState, path: str | None, progress: Progress | Non
             return Snapshot(made_path, named["sequence"], named["rows"], size, named["created_at"])
         with state.files:
             # A seal may have gone on meanwhile: the list is the present one's.
-            commit(state, snapshots=[*state.manifest.snapshots, named])
+            commit(state, snapshots=[*state.manifest.snapshots, named], **changes)
             marks.remove(state.path, view.mark)
             retire(state)
             return snapshot_of(state, named)
@@ -200,3 +205,26 @@ def _read(state: StoreState, entry: TableEntry, cursor: int) -> tuple[NDArray[np
 
 def _write_rows(writer: SnapshotWriter, entry: TableEntry, records: NDArray[np.uint8]) -> None:
     writer.rows(entry.id, records, len(records) // entry.core.record_bytes)
+
+
+def rescue(state: StoreState) -> None:
+    """Go on after the call log was given up: a snapshot of memory, and a new epoch after it.
+
+    Notes
+    -----
+    What the kernel made of the log is unknown, so nothing is read or retried of it. Whatever goes
+    wrong here leaves the store read-only, as it was; the next call tries again.
+    """
+    with state.snapshotting, state.files, state.mutex:
+        if state.failure is None:
+            return
+        log, state.log = state.log, None
+        if log is not None:
+            with contextlib.suppress(OSError):
+                log.close(clean=False)
+        first = state.next_log
+        with contextlib.suppress(Error, OSError):
+            lineage = state.manifest.lineage
+            commit(state, lineage=lineage.begin(after=state.manifest.sequence))
+            write_snapshot(state, None, None, first_call_log=first)
+            state.failure = None

@@ -133,6 +133,7 @@ class Compactor:
             )
             step.phase = DONE
             return
+        self._state.suspects.pop(name, None)
         step.phase, step.cursor = EXPIRE, 0
 
     def _expire(self, step: Step) -> int:

@@ -19,7 +19,8 @@ from monolith_kv.compaction import Compactor
 from monolith_kv.sealing import seal
 from monolith_kv.state import StoreState, TableEntry
 
-SLICE_S = 0.02  # Of compaction, in one go.
+SLICE_MAX_S = 0.02  # Of compaction, in one go.
+SLICE_SHARE = 0.05  # Of the time between two slices.
 SLICES_PER_INTERVAL = 20
 PAUSE_MAX_S = 1.0
 PREFETCH_IDS = 4096
@@ -80,6 +81,8 @@ class Maintenance:
         interval = state.settings.delta_interval_s or 0.0
         now = time.monotonic()
         try:
+            if state.failure is not None and state.rescue is not None:
+                state.rescue(state)
             if state.failure is not None:
                 return sealed
             if now - sealed >= interval:
@@ -88,7 +91,7 @@ class Maintenance:
                 with state.files:
                     retire(state)
             elif self._may_compact():
-                self._compactor.run(SLICE_S, force=False)
+                self._compactor.run(min(SLICE_MAX_S, SLICE_SHARE * self.pause_s()), force=False)
         except Exception as error:  # Kept for the next call, which raises it.
             if not self._stop.is_set():
                 state.background_error = error

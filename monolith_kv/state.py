@@ -152,7 +152,7 @@ class StoreState:
         self.lock: FolderLock | None = None
         self.files = threading.RLock()
         self.mutex = threading.RLock()
-        self.snapshotting = threading.Lock()
+        self.snapshotting = threading.RLock()
         self.barrier = Barrier()
         # Bucket choice only; nobody outside may know it, nothing on disk depends on it.
         self.seed = int.from_bytes(os.urandom(8), "little")
@@ -169,10 +169,12 @@ class StoreState:
         self.overflow: OverflowTier | None = None
         self.budget: Room | None = None
         self.failure: Exception | None = None  # Writing was given up.
+        self.rescue: Callable[[StoreState], None] | None = None  # See checkpoint.
         self.background_error: Exception | None = None
         self.lost: list[dict[str, Any]] = []
         # Digests of snapshots taken since the last seal, whose content the next delta covers.
         self.instants: list[str] = []
+        self.damaged: list[str] = []  # Files that were passed over, in words.
         self.partial: str | None = None  # Digest of a snapshot that holds part of the next delta.
         self.calls_replayed = 0
         self.read_position: Any = None  # What a reader has loaded; see recovery.position.
@@ -195,6 +197,13 @@ class StoreState:
             )
         if self.closed:
             raise ClosedError(f"the store {self.path} is closed; open it again")
+
+    def admit(self) -> None:
+        """Check as `check_writable`, at the door: where writing was given up, try to go on."""
+        if self.failure is not None and self.rescue is not None:
+            self.check()
+            self.rescue(self)
+        self.check_writable()
 
     def check_writable(self) -> None:
         """Raise also ReadOnlyError, and what writing or the background has failed at."""

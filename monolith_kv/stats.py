@@ -55,6 +55,7 @@ def store_stats(state: StoreState) -> dict[str, Any]:
         "dense": {"version": state.dense.version, "bytes": len(state.dense.data)},
         "calls_replayed": state.calls_replayed,
         "lost": [dict(loss) for loss in state.lost],
+        "damaged": list(state.damaged),
         "suspects": dict(state.suspects),
         "background": {
             "error": None if state.background_error is None else repr(state.background_error),

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from monolith_kv import calls
 from monolith_kv.applying import apply_delta, promote_replica, refresh_reader
 from monolith_kv.catalog import deltas_after, retire, snapshot_of
-from monolith_kv.checkpoint import write_snapshot
+from monolith_kv.checkpoint import rescue, write_snapshot
 from monolith_kv.compaction import Compactor
 from monolith_kv.dense_parameters import DenseParameters
 from monolith_kv.errors import ClockError, ReadOnlyError, TableExistsError
@@ -56,6 +56,7 @@ class Store:
     def __init__(self, state: StoreState, reopen: Callable[..., "Store"]) -> None:
         self._state = state
         self._reopen = reopen
+        state.rescue = rescue
         self.path = state.path
         self.dense = DenseParameters(state)
         self._compactor = Compactor(state)
@@ -461,7 +462,7 @@ class Store:
         return self._state
 
     def _writable(self) -> StoreState:
-        self._state.check_writable()
+        self._state.admit()
         return self._state
 
     def _entry(self, state: StoreState, name: str) -> TableEntry:

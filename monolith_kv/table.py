@@ -461,7 +461,7 @@ class Table:
         return self._entry
 
     def _writable(self) -> TableEntry:
-        self._state.check_writable()
+        self._state.admit()
         if self._entry.dropped:
             raise ClosedError(f"table {self.name} was dropped")
         return self._entry

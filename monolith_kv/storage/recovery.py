@@ -93,7 +93,7 @@ def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
             first_error = first_error or missing(path, error)
         except CorruptionError as error:
             first_error = first_error or error
-        state.lost.append({"what": "damaged snapshot passed over", "path": path, "rows": 0})
+        state.damaged.append(f"{path}: passed over, as it is damaged or gone")
     if first_error is not None and not _reaches(manifest, 0):
         raise first_error
     _refuse_gap(state, manifest, 0)
@@ -350,6 +350,9 @@ def _replay(state: StoreState, first: int, *, must_be_closed: bool) -> None:
             state.lost.append(
                 {"what": "torn tail of a call log", "path": path, "calls": torn.records}
             )
+        elif is_writer and os.path.exists(path + files.TORN_SUFFIX):
+            # Cut by a recovery that was itself killed before it could tell.
+            state.lost.append({"what": "torn tail of a call log", "path": path, "calls": 1})
         if not is_closed and is_writer:
             finish_log(path, FileType.CALLS)
 
