@@ -16,7 +16,7 @@ myst_heading_anchors = 3
 nitpicky = False
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints = "none"  # Docstrings say dtype and shape; an ArrayLike spelt out says nothing.
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
