@@ -295,9 +295,13 @@ class Follower:
         if not force:
             refuse_emptier(rows_most(source), rows, source)
         staged = build_replica(source, self._work.stage(), self._options, self.check, self.progress)
-        with staged:
-            if not force:
-                refuse_emptier(store_rows(staged), rows, source)
+        try:
+            with staged:
+                if not force:
+                    refuse_emptier(store_rows(staged), rows, source)
+        except BaseException:
+            self._work.clear()  # A refusal must not keep the disk space of a second replica.
+            raise
         self._switch()
         self._is_checked = True
 

@@ -28,6 +28,7 @@ def refused(world: World, source: Path, match: str) -> None:
         world.follow(source)
     assert content(world.replica) == before
     assert world.digest() == digest
+    assert [p.name for p in (world.folder / ".replica.follow").iterdir()] == ["LOCK"]
     assert world.rows() > 0
 
 
