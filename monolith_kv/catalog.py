@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from monolith_kv.errors import Error, GapError
+from monolith_kv.errors import Error, GapError, StoreFullError
 from monolith_kv.published import Delta, Snapshot
 from monolith_kv.state import StoreState
 from monolith_kv.storage import (
@@ -38,7 +38,7 @@ def commit(state: StoreState, **changes: Any) -> None:
     changed = replace(state.manifest, clock_high=high, **changes)
     try:
         manifest.store(state.path, changed)
-    except OSError as error:
+    except (OSError, StoreFullError) as error:
         try:
             is_made = manifest.load(state.path) == changed
         except (OSError, Error):

@@ -139,29 +139,30 @@ def _flip(state: StoreState, *, is_inside: bool) -> View:
                 dense=state.dense.data,
                 entries=entries,
             )
-            view.mark = state.next_mark() if is_inside else 0
-            for entry in entries:
-                entry.core.snapshot_flip()
-                view.flipped.append(entry)
+            mark_instant(state, view.digest, is_inside=is_inside)
             for entry in entries:
                 view.gates[entry.id] = entry.core.gate_state()
                 view.pieces[entry.id] = entry.take_sightings()
                 view.touched[entry.id] = entry.core.touched_fids()
-        mark_instant(state, view.digest)
+            view.mark = state.next_mark() if is_inside else 0
+            for entry in entries:  # Last, since these cannot fail.
+                entry.core.snapshot_flip()
+                view.flipped.append(entry)
         return view
 
 
-def mark_instant(state: StoreState, digest: str) -> None:
-    """Note, durably where calls are logged, that a snapshot was taken here. Under the mutex.
+def mark_instant(state: StoreState, digest: str, *, is_inside: bool) -> None:
+    """Note, durably where calls are logged, that a snapshot is taken here. Under the mutex.
 
     Notes
     -----
     What is made of the snapshot may go on with the next delta of this history only if that delta
-    covers all that the snapshot holds; after a crash that is so if recovery came as far as here.
+    covers all that the snapshot holds; after a crash that is so if recovery came as far as here,
+    which a snapshot under the store tells by itself.
     """
     if digest not in state.instants:
         state.instants.append(digest)
-    log = state.open_log()
+    log = None if is_inside else state.open_log()
     if log is not None:
         log.sync(log.mark({"snapshot": digest}))
 

@@ -173,8 +173,12 @@ def _gather_record(state: StoreState, record: Record, path: str) -> None:
         entry_of(by_id, record, path).core.apply(NO_RECORDS, fids)
     elif record.kind == RecordKind.GATE:
         entry_of(by_id, record, path).core.gate_load(bytes(record.payload), False)
-    elif record.kind == RecordKind.SIGHTINGS and path.endswith(".delta"):
-        load_sightings(entry_of(by_id, record, path), bytes(record.payload), path)
+    elif record.kind == RecordKind.SIGHTINGS:
+        entry, data = entry_of(by_id, record, path), bytes(record.payload)
+        if path.endswith(".snapshot"):  # Its GATE counts them.
+            entry.pending_sightings.append(data)
+        else:
+            load_sightings(entry, data, path, {entry.id: entry.pending_sightings})
     elif record.kind == RecordKind.DENSE:
         set_dense(state, record, path)
 

@@ -39,7 +39,6 @@ class Plan:
     schema_changed: bool
     includes: list[str]
     mark: int
-    flipped: list[TableEntry] = field(default_factory=list)
     pieces: dict[int, list[bytes]] = field(default_factory=dict)
 
 
@@ -54,6 +53,7 @@ def seal(state: StoreState, cursor: dict[str, Any] | None) -> Delta | None:
         Checked; None leaves it as it is.
     """
     with state.files:
+        state.raise_failure()
         plan = _flip(state, cursor)
         if plan is None:
             store_sightings(state)
@@ -61,9 +61,7 @@ def seal(state: StoreState, cursor: dict[str, Any] | None) -> Delta | None:
         try:
             delta = _publish(state, plan)
         except BaseException:
-            for entry in plan.flipped:
-                entry.core.seal_abort()
-            state.schema_changed = state.schema_changed or plan.schema_changed
+            _abort(state, plan)
             raise
         _settle(state, plan)
         return delta
@@ -93,16 +91,22 @@ def _flip(state: StoreState, cursor: dict[str, Any] | None) -> Plan | None:
                 includes=list(state.instants),
                 mark=state.next_mark(),
             )
+            for entry in entries:  # Taken before the flips: these cannot fail.
+                plan.pieces[entry.id] = entry.take_sightings()
             for entry in entries:
                 entry.core.seal_flip()
-                plan.flipped.append(entry)
-            for entry in entries:
-                plan.pieces[entry.id] = entry.take_sightings()
         # A table that a delta has had and that is gone now.
         ids = {entry.id for entry in entries}
         plan.dropped = [t["id"] for t in state.manifest.tables if t["id"] not in ids]
         state.schema_changed = False
         return plan
+
+
+def _abort(state: StoreState, plan: Plan) -> None:
+    """Put all of it back for the next seal."""
+    for entry in plan.entries:
+        entry.core.seal_abort()
+    state.schema_changed = state.schema_changed or plan.schema_changed
 
 
 def _publish(state: StoreState, plan: Plan) -> Delta:
@@ -192,7 +196,7 @@ def _write(writer: DeltaWriter, entry: TableEntry, records: NDArray[np.uint8]) -
 
 def _settle(state: StoreState, plan: Plan) -> None:
     """Forget what the delta covers, now that it counts."""
-    for entry in plan.flipped:
+    for entry in plan.entries:
         entry.core.seal_end()
         del entry.pending_sightings[: len(plan.pieces[entry.id])]
     if plan.dense is not None and state.dense.version == plan.dense[0]:

@@ -212,12 +212,16 @@ class StoreState:
             raise ReadOnlyError(
                 f'{self.path} is open with mode "{self.mode}"; only "rw" may change it'
             )
+        self.raise_failure()
+        self.raise_background()
+
+    def raise_failure(self) -> None:
+        """Raise ReadOnlyError where writing was given up."""
         if self.failure is not None:
             raise ReadOnlyError(
                 f"{self.path} can no longer be written after {self.failure!r}; close it, check "
                 "the disk and open it again"
             ) from self.failure
-        self.raise_background()
 
     def raise_background(self) -> None:
         """Raise, once, what the background has failed at."""

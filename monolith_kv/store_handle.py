@@ -370,6 +370,8 @@ class Store:
         state = self._checked()
         if path is None and state.mode == "r":
             raise ReadOnlyError(f'{self.path} is open "r"; give a path elsewhere')
+        if state.mode == "rw":
+            state.admit()
         state.raise_background()
         return write_snapshot(state, None if path is None else as_path(path), progress)
 

@@ -75,7 +75,6 @@ class Base:
         self.digest: str = reader.end["digest"]
         self.includes: list[str] = list(reader.meta.get("includes", []))
         self.touched: list[tuple[int, Any]] = []
-        self.sightings: dict[int, list[bytes]] = {}
 
 
 def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
@@ -129,7 +128,9 @@ def load_snapshot(state: StoreState, reader: snapshot.SnapshotReader) -> Base:
             entry = entry_of(by_id, record, reader.path)
             base.touched.append((entry.id, np.frombuffer(record.payload, "<u8").copy()))
         elif record.kind == RecordKind.SIGHTINGS:
-            base.sightings.setdefault(record.table, []).append(bytes(record.payload))
+            # GATE counts them, too: they wait for the delta that has them.
+            entry = entry_of(by_id, record, reader.path)
+            entry.pending_sightings.append(bytes(record.payload))
         elif record.kind == RecordKind.DENSE:
             set_dense(state, record, reader.path)
     state.dense.version = meta["dense_version"]
@@ -141,9 +142,6 @@ def _load_unsealed(state: StoreState, base: Base) -> None:
     by_id = {entry.id: entry for entry in state.tables.values()}
     for table_id, fids in base.touched:
         by_id[table_id].core.touch(fids)
-    for table_id, pieces in base.sightings.items():
-        if table_id in by_id:
-            by_id[table_id].pending_sightings = pieces
     state.schema_changed = base.is_schema_changed
     state.dense.is_pending = base.is_dense_pending
     state.instants = [*base.includes, base.digest]
@@ -179,6 +177,7 @@ def load_delta(state: StoreState, reader: delta_log.DeltaReader) -> None:
     """Apply a delta's records to memory; whole rows, so a delta applied twice does no harm."""
     sync_tables(state, reader.meta["tables"], reader.path)
     by_id = {entry.id: entry for entry in state.tables.values()}
+    awaited = await_sightings(state)
     for record in reader.records():
         if record.kind == RecordKind.ROWS:
             load_rows(state, by_id, record, reader.path)
@@ -190,7 +189,7 @@ def load_delta(state: StoreState, reader: delta_log.DeltaReader) -> None:
                 entry.core.apply(NO_RECORDS, fids)
         elif record.kind == RecordKind.SIGHTINGS:
             entry = entry_of(by_id, record, reader.path)
-            load_sightings(entry, bytes(record.payload), reader.path)
+            load_sightings(entry, bytes(record.payload), reader.path, awaited)
         elif record.kind == RecordKind.DENSE:
             set_dense(state, record, reader.path)
 
@@ -216,7 +215,26 @@ def load_rows(
             state.budget.settle()
 
 
-def load_sightings(entry: TableEntry, data: bytes, path: str) -> None:
+def await_sightings(state: StoreState) -> dict[int, list[bytes]]:
+    """Hand over the sightings that the next delta has, and that are counted, by table id."""
+    awaited = {entry.id: entry.pending_sightings for entry in state.tables.values()}
+    for entry in state.tables.values():
+        entry.pending_sightings = []
+    return awaited
+
+
+def load_sightings(
+    entry: TableEntry, data: bytes, path: str, awaited: Mapping[int, list[bytes]]
+) -> None:
+    """Count sightings in a delta at a table's gate, but for those that a snapshot's gate counts."""
+    counted = awaited.get(entry.id)
+    if counted and counted[0] == data:
+        counted.pop(0)
+        return
+    count_sightings(entry, data, path)
+
+
+def count_sightings(entry: TableEntry, data: bytes, path: str) -> None:
     """Count sightings that a file holds at a table's gate."""
     try:
         entry.core.see(data, False)
@@ -232,7 +250,7 @@ def load_pending(state: StoreState, by_table: Mapping[int, bytes]) -> None:
         pieces = split_pieces(by_table.get(entry.id, b""))
         # The snapshot has the first ones of the same list.
         for piece in pieces[len(entry.pending_sightings) :]:
-            load_sightings(entry, piece, state.path)
+            count_sightings(entry, piece, state.path)
             entry.pending_sightings.append(piece)
 
 
@@ -327,13 +345,14 @@ def sync_tables(state: StoreState, tables: Iterable[Mapping[str, Any]], path: st
 
 def _replay(state: StoreState, first: int, *, must_be_closed: bool) -> None:
     """Make the logged calls from log `first` on again."""
-    numbers = [number for number in call_log.numbers(state.path) if number >= first]
+    present = call_log.numbers(state.path)
+    state.next_log = max([first, *(number + 1 for number in present)])
+    numbers = [number for number in present if number >= first]
     expected = list(range(numbers[0], numbers[0] + len(numbers))) if numbers else []
     if numbers != expected:
         gap = next(want for have, want in zip(numbers, expected, strict=True) if have != want)
         path = call_log.path_of(state.path, gap)
         raise CorruptionError(f"{path} is missing, later call logs are there", path)
-    state.next_log = max([state.manifest.first_call_log, *(number + 1 for number in numbers)])
     is_writer = state.mode == "rw" and state.lock is not None
     for number in numbers:
         is_last = number == numbers[-1]

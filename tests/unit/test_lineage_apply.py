@@ -1,0 +1,147 @@
+"""A replica takes the next delta of its own history, wholly or not at all, whatever fails."""
+
+import contextlib
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checks import u64
+from faulty import Killed, broken_disk, faults, no_space
+from model import ManualClock
+
+import monolith_kv as mkv
+
+
+@pytest.fixture
+def options(clock: ManualClock) -> dict[str, Any]:
+    return {"delta_interval": None, "clock": clock}
+
+
+def ones(count: int) -> np.ndarray:
+    return np.ones((count, 2), np.float32)
+
+
+@pytest.fixture
+def deltas(folder: Path, options: dict[str, Any]) -> list[mkv.Delta]:
+    with mkv.open(folder / "primary", **options) as store:
+        table = store.create_table("t", 2)
+        table.upsert(u64([1, 2, 3]), ones(3))
+        store.seal()
+        table.remove(u64([2]))
+        table.push(u64([3]), ones(1))
+        store.create_table("u", 2).upsert(u64([9]), ones(1))
+        store.dense.publish({"w": np.arange(2)})
+        store.seal(cursor={"offset": 5})
+        return list(store.deltas())
+
+
+def state(store: mkv.Store) -> Any:
+    return (
+        store.sequence,
+        store.digest(),
+        dict(store.cursor),
+        store.dense.version,
+        set(store.tables),
+    )
+
+
+@pytest.mark.parametrize("error", [no_space, broken_disk, Killed])
+def test_a_delta_is_applied_wholly_or_not_at_all(
+    folder: Path, options: dict[str, Any], deltas: list[mkv.Delta], error: Any
+) -> None:
+    first, second = deltas
+    whole = mkv.open(folder / "whole", mode="replica", **options)
+    whole.apply(first)
+    before = state(whole)
+    with faults() as counted:
+        whole.apply(second)
+    after = state(whole)
+    whole.close()
+    for at in range(counted.count):
+        replica = mkv.open(folder / f"r{at}", mode="replica", **options)
+        replica.apply(first)
+        with faults(at, error):
+            with contextlib.suppress(mkv.Error, OSError, Killed):
+                replica.apply(second)
+        if error is not Killed:
+            assert state(replica) in (before, after)
+        shutil.copytree(replica.path, folder / f"c{at}")
+        with mkv.open(folder / f"c{at}", mode="replica", **options) as again:
+            assert state(again) in (before, after)
+            is_there = state(again) == after
+            assert again.apply(second) is not is_there
+            assert state(again) == after
+            assert again.verify() == []
+        with contextlib.suppress(mkv.Error, OSError):  # What is left to tell is told.
+            replica.close()
+
+
+def test_a_replica_takes_the_identity_of_its_first_delta(
+    folder: Path, options: dict[str, Any], deltas: list[mkv.Delta]
+) -> None:
+    with mkv.open(folder / "r", mode="replica", **options) as replica:
+        with pytest.raises(mkv.GapError):
+            replica.apply(deltas[1])
+        with pytest.raises(mkv.ReadOnlyError):
+            replica.promote()
+        assert replica.apply(deltas[0])
+        assert not replica.apply(deltas[0])
+        uuid = replica.stats()["uuid"]
+    with mkv.open(folder / "primary", mode="r") as primary:
+        assert primary.stats()["uuid"] == uuid
+
+
+def crashed(store: mkv.Store, path: Path, options: dict[str, Any]) -> mkv.Store:
+    shutil.copytree(store.path, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mkv.DataLossWarning)
+        return mkv.open(path, **options)
+
+
+def test_a_snapshot_ahead_of_a_crash_is_fenced_only_where_rows_were_lost(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    for durability in ("interval", "batch"):
+        home = folder / durability
+        settings = {**options, "durability": durability}
+        store = mkv.open(home / "s", **settings)
+        table = store.create_table("t", 2)
+        table.upsert(u64([1]), ones(1))
+        store.seal()
+        table.upsert(u64([2]), ones(1))
+        snapshot = store.snapshot(home / "ahead.snapshot")
+        replica = mkv.restore(snapshot.path, home / "r", mode="replica", **options)
+        with crashed(store, home / "k", settings) as again:
+            again.table("t").upsert(u64([3]), ones(1))
+            delta = again.seal()
+            if durability == "interval":
+                with pytest.raises(mkv.FencedError, match="restore a later snapshot"):
+                    replica.apply(delta)
+                assert replica.sequence == 1
+            else:
+                assert replica.apply(delta)
+                assert replica.digest() == again.digest()
+        replica.close()
+        store.close()
+
+
+def test_a_snapshot_that_a_crash_fell_back_to_goes_on(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    store = mkv.open(folder / "s", **options)
+    table = store.create_table("t", 2)
+    table.upsert(u64([1]), ones(1))
+    store.seal()
+    table.upsert(u64([2]), ones(1))
+    snapshot = store.snapshot()
+    replica = mkv.restore(snapshot.path, folder / "r", mode="replica", **options)
+    table.upsert(u64([4]), ones(1))  # Lost; the replica never had it.
+    with crashed(store, folder / "k", options) as again:
+        again.table("t").remove(u64([2]))
+        assert replica.apply(again.seal())
+        assert replica.digest() == again.digest()
+    replica.close()
+    store.close()
