@@ -48,6 +48,12 @@ def empty_folder(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.stem)
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def run_python(code: str, where: str, names: dict[str, object]) -> None:
     tree = ast.parse(code, where)
     exec(compile(tree, where, "exec"), names)
