@@ -281,7 +281,7 @@ def live_and_die(path: Path, killer: Killer, seed: int, durability: str) -> None
     }
     for number in range(RUNS_OF_A_STORE):
         request |= {"run": number, "tables": sorted(model.tables), "now": clock.now}
-        after = dice.choice([0, 1, dice.randrange(2, 12), dice.randrange(2, 60)])
+        after = dice.choice([0, dice.randrange(1, 12), dice.randrange(60), dice.randrange(150)])
         # The opening was acknowledged first, so this is the number of calls begun.
         begun = killer.kill(request, after, dice.randrange(2_000_000))
         life = Life(model, clock, request, begun)
