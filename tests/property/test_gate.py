@@ -236,3 +236,26 @@ def test_a_gate_can_be_taken_away_and_put_back(folder: Path, clock: ManualClock)
         table.configure(admission=gate(2))
         table.pull(u64([6]))
         assert 6 not in table
+
+
+@pytest.mark.parametrize("way", ["killed", "replica"])
+def test_a_sighting_in_a_snapshot_and_in_the_delta_after_it_counts_once(
+    folder: Path, clock: ManualClock, way: str
+) -> None:
+    with opened(folder / "s", clock) as store:
+        table = store.create_table("t", 2, admission=gate(3))
+        table.pull(u64([5]))
+        snapshot = store.snapshot()
+        delta = store.seal()
+        if way == "killed":
+            shutil.copytree(folder / "s", folder / "killed")
+            again = opened(folder / "killed", clock)
+        else:
+            again = mkv.restore(snapshot.path, folder / "r", mode="replica", clock=clock)
+            again.apply(delta)
+            again.promote()
+    with again:
+        again.table("t").pull(u64([5]))
+        assert 5 not in again.table("t")
+        again.table("t").pull(u64([5]))
+        assert 5 in again.table("t")
