@@ -39,7 +39,7 @@ def assert_held(done: subprocess.CompletedProcess[str], output: Path) -> None:
     assert "NO " not in done.stdout
     assert "SIGKILL" in done.stdout
     assert "DataLossWarning" in done.stdout
-    assert "goes on from event" in done.stdout
+    assert "the stream goes on from event" in done.stdout
     assert (output / "auc_by_sync_interval.png").read_bytes().startswith(PNG)
     assert "AUC by sync interval" in (output / "summary.txt").read_text()
     # Stores are gone; so are their processes, which would hold them open.

@@ -14,7 +14,7 @@ from monolith_kv.server import Client
 
 SILENCE_S = 60.0
 CATCH_UP_S = 30.0
-KILL_SHARE = 0.55
+KILL_SHARE, KILL_SHARE_LATEST = 0.55, 0.7
 PUSH_POLL_S = "0.03"
 
 
@@ -48,10 +48,9 @@ class Seen:
     verify_code: int = -1
     killed_s: float = 0.0
 
-    @property
-    def expired(self) -> int:
-        """Rows expired in both lives of the trainer."""
-        return int(self.before_kill["expired"]) + int(self.last["expired"])
+    def both(self, name: str) -> int:
+        """Return a count of both lives of the trainer."""
+        return int(self.before_kill[name]) + int(self.last[name])
 
     @property
     def lag_max(self) -> int:
@@ -98,14 +97,13 @@ def run_live(
             f"serving process pid {server.pid}"
         )
         show.header()
-        seen.before_kill = _watch(
-            trainer, show, lambda state: state["position"] >= KILL_SHARE * total
-        )
+        seen.before_kill = _watch(trainer, show, lambda state: is_mid_flight(state, total))
         show.state(seen.before_kill, is_last=True)
         trainer.kill()
         killed = time.monotonic()
         show.note(
-            f"SIGKILL to the trainer, in the middle of batch at {seen.before_kill['position']:,}"
+            f"SIGKILL to the trainer, past event {seen.before_kill['position']:,}; the last seal "
+            f"was at {seen.before_kill['sealed']:,}"
         )
         with Client(paths.address) as client:
             seen.served_while_down = client.status()
@@ -125,6 +123,14 @@ def run_live(
         verify = start("verify", replicate_command("verify", paths.store, paths.replica))
         seen.verify_code = verify.wait(SILENCE_S)
     return seen
+
+
+def is_mid_flight(state: dict[str, Any], total: int) -> bool:
+    """Whether this is the moment to kill: far enough, and with events that are not sealed."""
+    share = state["position"] / total
+    return share >= KILL_SHARE and (
+        state["position"] > state["sealed"] or share >= KILL_SHARE_LATEST
+    )
 
 
 def _watch(
@@ -153,7 +159,11 @@ def _show_recovery(seen: Seen, show: Display) -> None:
     )
     for loss in resumed["losses"]:
         show.note(f"DataLossWarning: {loss}")
-    show.note(f"the stream goes on from event {resumed['position']:,}")
+    again = max(0, seen.before_kill["position"] - resumed["position"])
+    show.note(
+        f"the stream goes on from event {resumed['position']:,}: {again:,} events and more were "
+        "trained on but not sealed; they are trained on again"
+    )
 
 
 def _catch_up(paths: Paths, sequence: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import monolith_kv as mkv
 from monolith_kv.server import Client, ServerError, Status
 from monolith_kv.trainer import EventClock, Events, OnlineTrainer, ProgressiveAuc
 
-REPORT_S = 0.2
+REPORT_S = 0.1
 WAIT_S = 30.0  # For the serving process to come up, or to catch up.
 
 
@@ -94,9 +94,10 @@ def report(event: str, **values: Any) -> None:
 def state_of(trainer: OnlineTrainer) -> dict[str, Any]:
     """Return where trainer and store stand."""
     store = trainer.store
-    gate = store.stats()["tables"][TABLE]
+    gate = store.stats()["tables"][TABLE]["gate"]
     return {
         "position": trainer.position,
+        "sealed": store.cursor["position"],
         "rows": len(trainer.table),
         "sequence": store.sequence,
         "epoch": store.epoch,

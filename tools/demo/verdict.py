@@ -65,9 +65,9 @@ def judge(
     return [
         Claim(
             "the gate admits and rejects, the TTL expires",
-            min(ended["admitted"], ended["rejected"], seen.expired) > 0,
-            f"{ended['admitted']:,} admitted, {ended['rejected']:,} rejected, "
-            f"{seen.expired:,} expired",
+            min(seen.both("admitted"), seen.both("rejected"), seen.both("expired")) > 0,
+            f"{seen.both('admitted'):,} admitted, {seen.both('rejected'):,} rejected, "
+            f"{seen.both('expired'):,} expired",
         ),
         Claim(
             "the replica's lag stays bounded",
