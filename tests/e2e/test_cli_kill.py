@@ -12,7 +12,7 @@ from e2e.tools import call, start
 import monolith_kv as mkv
 
 KILLS = 25 if WIDE else 6
-LIFE_S = 1.0  # Long enough to start in, with a poll of 10 ms, and to be caught in a step.
+LIFE_S = 1.5  # At most; a process polls every 10 ms, and takes a good part of it to start.
 
 
 @pytest.mark.timeout(900)
@@ -28,7 +28,10 @@ def test_killed_processes_leave_a_replica_that_opens(folder: Path) -> None:
         for kill in range(KILLS):
             push = start("mkv-replicate", "push", store_path, target, "--poll", "0.01")
             follow = start("mkv-replicate", "follow", target, replica, "--poll", "0.01")
-            until = time.monotonic() + LIFE_S * (0.5 + chance.random())
+            if kill % 2 == 0:  # In step, then killed at work; else killed wherever it was.
+                assert follow.stdout is not None
+                assert "in step" in follow.stdout.readline()
+            until = time.monotonic() + LIFE_S * chance.random()
             while time.monotonic() < until:
                 table.upsert(np.arange(2000, dtype=np.uint64) + 100 * store.sequence, rows)
                 store.seal(cursor={"kill": kill})
