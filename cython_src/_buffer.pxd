@@ -28,7 +28,11 @@ cdef inline status_t buffer_reserve(Buffer* buffer, size_t more) noexcept nogil:
     cdef uint8_t* data
     if buffer.count + more <= capacity:
         return STATUS_OK
-    capacity = capacity * 2 if capacity * 2 >= buffer.count + more else buffer.count + more
+    # By a quarter: realloc moves large buffers by remapping pages, and the list of touched rows is
+    # a part of what a row costs.
+    capacity += capacity // 4
+    if capacity < buffer.count + more:
+        capacity = buffer.count + more
     if capacity < 256:
         capacity = 256
     data = <uint8_t*>realloc(buffer.data, capacity)

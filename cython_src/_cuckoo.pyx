@@ -17,12 +17,28 @@ from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, s
 cdef extern from *:
     """
     #include <stdlib.h>
+    #include <sys/mman.h>
+    /* Zeroed cache lines. Large pieces are mapped: the heap would keep them when they are freed,
+       and segments of all sizes come and go as an index grows. */
+    #define MKV_MAPPED_FROM 65536
     static void *mkv_lines_allocate(size_t bytes) {
         void *lines = NULL;
-        return posix_memalign(&lines, 64, bytes) ? NULL : lines;
+        if (bytes >= MKV_MAPPED_FROM) {
+            lines = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            return lines == MAP_FAILED ? NULL : lines;
+        }
+        if (posix_memalign(&lines, 64, bytes)) return NULL;
+        for (size_t i = 0; i < bytes / sizeof(long); i++) ((long *)lines)[i] = 0;
+        return lines;
+    }
+    static void mkv_lines_free(void *lines, size_t bytes) {
+        if (lines == NULL) return;
+        if (bytes >= MKV_MAPPED_FROM) munmap(lines, bytes);
+        else free(lines);
     }
     """
     void* mkv_lines_allocate(size_t size_bytes) noexcept nogil
+    void mkv_lines_free(void* lines, size_t size_bytes) noexcept nogil
     void __builtin_prefetch(const void* address) noexcept nogil
     int __builtin_ctz(unsigned int value) noexcept nogil
 
@@ -41,7 +57,7 @@ cdef enum:
 # A segment is rebuilt when this full; with five cells a bucket moves seldom fail below 0.97.
 cdef double LOAD_MAX = 0.95
 # The fill after a rebuild: between memory (index bytes a row) and work (moves an insert).
-cdef double LOAD_REBUILT = 0.72
+cdef double LOAD_REBUILT = 0.80
 
 
 # --- find ------------------------------------------------------------------------------------
@@ -257,6 +273,10 @@ cdef status_t segment_grow(Cuckoo* index, Segment* segment, uint64_t hashed) noe
     return segment_rebuild(index, segment, count)
 
 
+cdef inline void buckets_free(Segment* segment) noexcept nogil:
+    mkv_lines_free(segment.buckets, segment.buckets_count * sizeof(Bucket))
+
+
 cdef status_t segment_fill(
     Cuckoo* index, Segment* target, const Segment* source, int half, uint32_t buckets_count
 ) noexcept nogil:
@@ -266,12 +286,12 @@ cdef status_t segment_fill(
     cdef const Bucket* bucket
     cdef bint placed = False
     target.buckets = NULL
+    target.buckets_count = 0
     while not placed:
-        free(target.buckets)
+        buckets_free(target)
         target.buckets = <Bucket*>mkv_lines_allocate(buckets_count * sizeof(Bucket))
         if target.buckets == NULL:
             return STATUS_OUT_OF_MEMORY
-        memset(target.buckets, 0, buckets_count * sizeof(Bucket))
         target.buckets_count = buckets_count
         target.multiplier = cuckoo_random(index) | 1
         target.used = 0
@@ -298,7 +318,7 @@ cdef status_t segment_rebuild(
         return STATUS_OUT_OF_MEMORY
     index.size_bytes += rebuilt.buckets_count * sizeof(Bucket)
     index.size_bytes -= segment.buckets_count * sizeof(Bucket)
-    free(segment.buckets)
+    buckets_free(segment)
     segment.buckets = rebuilt.buckets
     segment.buckets_count = rebuilt.buckets_count
     segment.multiplier = rebuilt.multiplier
@@ -318,13 +338,13 @@ cdef status_t segment_split(Cuckoo* index, Segment* segment, uint64_t hashed) no
     lower.buckets = NULL
     if (segment_fill(index, &lower, segment, 0, count) != STATUS_OK
             or segment_fill(index, upper, segment, 1, count) != STATUS_OK):
-        free(lower.buckets)
-        free(upper.buckets)
+        buckets_free(&lower)
+        buckets_free(upper)
         free(upper)
         return STATUS_OUT_OF_MEMORY
     index.size_bytes += sizeof(Segment) + sizeof(Bucket) * (
         lower.buckets_count + upper.buckets_count - segment.buckets_count)
-    free(segment.buckets)
+    buckets_free(segment)
     lower.depth = upper.depth = segment.depth + 1
     segment[0] = lower
     # The upper half of the entries that were this segment's now lead to the new one.
@@ -398,7 +418,7 @@ cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil:
         while i < entries:
             segment = index.directory[i]
             i += <size_t>1 << (index.depth - segment.depth)
-            free(segment.buckets)
+            buckets_free(segment)
             free(segment)
     free(index.directory)
     memset(index, 0, sizeof(Cuckoo))
