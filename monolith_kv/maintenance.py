@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from monolith_kv.budget import promote
 from monolith_kv.catalog import retire
 from monolith_kv.compaction import Compactor
+from monolith_kv.errors import Error
 from monolith_kv.sealing import seal
 from monolith_kv.state import StoreState, TableEntry
 
@@ -124,7 +125,7 @@ class Maintenance:
                 with state.mutex:
                     if state.closed or entry.dropped:
                         break
-                    with contextlib.suppress(Exception):
+                    with contextlib.suppress(Error, OSError, MemoryError):
                         promote(state, entry, ids[start : start + PREFETCH_IDS])
                         if state.budget is not None:
                             state.budget.settle()

@@ -148,7 +148,10 @@ def read_state(
                 open_overflow(state, os.path.join(folder, OVERFLOW_FOLDER))
             state.read_position = position(path, found)
             recover(state, found)
-            return state
+            # A log may have gone, with its calls in a delta that this manifest does not name.
+            if attempt == READ_ATTEMPTS - 1 or manifest.load(path) == found:
+                return state
+            release(state)
         except (CorruptionError, FileNotFoundError):
             release(state)
             # The writer goes on: files that the manifest named may be gone by now.

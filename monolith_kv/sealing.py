@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from monolith_kv.budget import blocks, read_cold
 from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
+from monolith_kv.errors import StoreFullError
 from monolith_kv.published import Delta
 from monolith_kv.schema import TableSchema
 from monolith_kv.state import StoreState, TableEntry
@@ -202,6 +203,8 @@ def _settle(state: StoreState, plan: Plan) -> None:
     if plan.dense is not None and state.dense.version == plan.dense[0]:
         state.dense.is_pending = False
     del state.instants[: len(plan.includes)]
+    if isinstance(state.background_error, StoreFullError):
+        state.background_error = None  # There is room again, and nothing was lost.
     marks.remove(state.path, plan.mark)
     drop_call_logs(state)
     for name in sightings.names(state.path):

@@ -1,4 +1,4 @@
-"""Figures about an open store, as one nested dict; docs/reference/metrics tells what each means."""
+"""Figures about an open store, as one nested dict; `Store.stats` tells what each means."""
 
 from typing import Any
 
@@ -16,8 +16,7 @@ def store_stats(state: StoreState) -> dict[str, Any]:
     Returns
     -------
     dict
-        "tables" (by name: rows, cold_rows, memory, gate, counters, touched), "memory", "overflow",
-        "files", "sequence", "epoch", "lost", "suspects", "background".
+        As documented there.
     """
     found = state.manifest
     tables = {name: _table_stats(entry) for name, entry in state.tables.items()}

@@ -453,7 +453,20 @@ class Store:
         Returns
         -------
         dict
-            See docs/reference/metrics.
+            "sequence", "epoch", "mode", "path", "uuid", "rows" (of all tables);
+            "tables": by name, "rows", "cold_rows" (of them in overflow), "touched" (since the last
+            seal), "memory" (bytes by kind: rows, index, sketch, touched), "gate" (admitted,
+            rejected, fill, error_estimate), "counters" (inserted, expired, removed, evicted,
+            promoted, lookups, hits: ids);
+            "memory": "bytes", and with a limit "used", "limit", "is_full";
+            "overflow": None, or "rows", "bytes", "limit", "corrupt";
+            "files": "deltas", "delta_bytes", "snapshots", "snapshot_bytes", "call_log_bytes",
+            "call_log_records";
+            "dense": "version", "bytes";
+            "calls_replayed": from logs, when the store was opened;
+            "lost": what the last recovery knew to be lost, "damaged": files it passed over;
+            "suspects": tables that compaction leaves alone, and why;
+            "background": "error" that the next call raises, "failure" that made it read-only.
         """
         return store_stats(self._checked())
 

@@ -253,7 +253,7 @@ class LogWriter:
 # --- reading -------------------------------------------------------------------------------
 
 
-class _Windowed:
+class Windowed:
     """Bytes of a file by pread: a log may be cut by its writer, which would end a mapping."""
 
     def __init__(self, fd: int) -> None:
@@ -262,6 +262,7 @@ class _Windowed:
         self._data = memoryview(b"")
 
     def view(self, offset: int, size: int) -> memoryview:
+        """Return `size` bytes from `offset` on, fewer at the end of the file."""
         start = offset - self._start
         if start < 0 or start + size > len(self._data):
             self._data = memoryview(_read_at(self._fd, offset, max(size, WINDOW_BYTES)))
@@ -322,7 +323,7 @@ class LogReader:
         except BaseException:
             self.close()
             raise
-        self._source = _Windowed(self._fd)
+        self._source = Windowed(self._fd)
         self.meta: dict[str, Any] | None = None
 
     def close(self) -> None:

@@ -9,14 +9,7 @@ import os
 from monolith_kv.storage import files
 from monolith_kv.storage.format import HEADER_BYTES, FileType, RecordKind, unpack_header
 from monolith_kv.storage.framing import Damage, corruption, encode_json, frame_payload, read_part
-
-
-class _File:
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def view(self, offset: int, size: int) -> memoryview:
-        return memoryview(os.pread(self._fd, size, offset))
+from monolith_kv.storage.log_file import Windowed
 
 
 def finish_log(path: str, file_type: FileType) -> None:
@@ -40,10 +33,10 @@ def finish_log(path: str, file_type: FileType) -> None:
     try:
         size = os.fstat(fd).st_size
         header = unpack_header(os.pread(fd, HEADER_BYTES, 0), path, file_type)
-        offset, previous, records = HEADER_BYTES, header.crc, 0
+        source, offset, previous, records = Windowed(fd), HEADER_BYTES, header.crc, 0
         while offset < size:
             try:
-                part = read_part(_File(fd), offset, size, header.seed, previous)
+                part = read_part(source, offset, size, header.seed, previous)
             except Damage as damage:
                 raise corruption(path, offset, damage) from None
             if part.header.kind == RecordKind.END:

@@ -348,7 +348,7 @@ def _replay(state: StoreState, first: int, *, must_be_closed: bool) -> None:
     present = call_log.numbers(state.path)
     state.next_log = max([first, *(number + 1 for number in present)])
     numbers = [number for number in present if number >= first]
-    expected = list(range(numbers[0], numbers[0] + len(numbers))) if numbers else []
+    expected = list(range(first, first + len(numbers)))
     if numbers != expected:
         gap = next(want for have, want in zip(numbers, expected, strict=True) if have != want)
         path = call_log.path_of(state.path, gap)

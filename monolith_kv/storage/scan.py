@@ -7,15 +7,7 @@ from monolith_kv.errors import FormatVersionError
 from monolith_kv.storage import files
 from monolith_kv.storage.format import HEADER_BYTES, FileType, RecordKind, unpack_header
 from monolith_kv.storage.framing import Assembler, Damage, Record, read_part
-from monolith_kv.storage.log_file import LogReader
-
-
-class _File:
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def view(self, offset: int, size: int) -> memoryview:
-        return memoryview(os.pread(self._fd, size, offset))
+from monolith_kv.storage.log_file import LogReader, Windowed
 
 
 def good_records(path: str, file_type: FileType, problems: list[str]) -> Iterator[Record]:
@@ -43,7 +35,7 @@ def good_records(path: str, file_type: FileType, problems: list[str]) -> Iterato
     try:
         size = os.fstat(fd).st_size
         header = unpack_header(os.pread(fd, HEADER_BYTES, 0), path, file_type)
-        source, offset, assembler = _File(fd), HEADER_BYTES, Assembler(path)
+        source, offset, assembler = Windowed(fd), HEADER_BYTES, Assembler(path)
         while offset < size:
             try:
                 part = read_part(source, offset, size, header.seed, None)
