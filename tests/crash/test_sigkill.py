@@ -29,7 +29,7 @@ from model import Gate, ManualClock, Part, StoreModel, TableModel
 
 import monolith_kv as mkv
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2_400)
 
 KILLS = 1_000 if WIDE else 12
 RUNS_OF_A_STORE = 4

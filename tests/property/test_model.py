@@ -8,7 +8,7 @@ from checks import WIDE
 from hypothesis import HealthCheck, settings
 from machine.replica import ReplicaMachine
 
-pytestmark = pytest.mark.timeout(1_200)
+pytestmark = pytest.mark.timeout(2_400)
 
 TestStoreEqualsOracleInAnyOrderOfCalls = ReplicaMachine.TestCase
 TestStoreEqualsOracleInAnyOrderOfCalls.settings = settings(

@@ -22,7 +22,7 @@ import monolith_kv as mkv
 
 pytestmark = pytest.mark.timeout(300)
 
-SECONDS = 30 if WIDE else 2.5
+SECONDS = 60 if WIDE else 2.5
 DIM, GROUP, GROUPS = 12, 32, 40
 TTL = 100
 
