@@ -229,8 +229,7 @@ class Merge:
         elif record.kind == RecordKind.SIGHTINGS and self._is_one:
             writer.sightings(entry.id, record.payload)
         elif record.kind == RecordKind.TOUCHED and self._is_one:
-            fids = np.frombuffer(record.payload, FID).astype(np.uint64)
-            self._touched[name].append(fids[self._mask(name, fids)])
+            self._touched[name].append(np.frombuffer(record.payload, FID).astype(np.uint64))
 
     def _take_rows(self, writer: SnapshotWriter, name: str, record: Record) -> None:
         entry = self._entries[name]
@@ -239,6 +238,10 @@ class Merge:
         fids = rows["fid"].astype(np.uint64)
         mask = self._mask(name, fids)
         if not mask.all():
+            if self._is_one:
+                # The history goes on, so a replica of the whole may follow: the next delta tells
+                # it what went.
+                self._touched[name].append(fids[~mask])
             rows, fids = rows[mask], fids[mask]
         if not self._is_one:
             self._seen[name].append(fids)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from machine.history import SKIP_LOCKS, HistoryMachine, Sent
 from machine.writer import FIDS, picks
-from model import StoreModel
+from model import Snapshot, StoreModel
 
 import monolith_kv as mkv
 
@@ -92,6 +92,16 @@ class ReplicaMachine(HistoryMachine):
         self.replica = mkv.open(copy if crash else path, mode="replica", **self.options)
         if self.held.identity:
             assert self.replica.epoch == self.held.epoch
+        self.check(self.replica, self.held)
+
+    @precondition(lambda self: self.replica is not None and self.held.identity)
+    @rule()
+    def snapshot_of_replica(self) -> None:
+        """A checkpoint elsewhere changes no replica, and is as good as the writer's."""
+        path = self.new_path().with_suffix(".snapshot")
+        snapshot = self.replica.snapshot(path)
+        assert (snapshot.sequence, snapshot.bytes) == (self.held.sequence, path.stat().st_size)
+        self.snapshots.append(Snapshot(str(path), self.held.copy()))
         self.check(self.replica, self.held)
 
     @precondition(lambda self: self.replica is not None)

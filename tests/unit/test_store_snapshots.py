@@ -221,6 +221,24 @@ def test_several_snapshots_make_a_new_store_that_old_deltas_do_not_fit(
         assert replica.digest() == store.digest()
 
 
+def test_a_replica_of_the_whole_does_not_take_a_shards_deltas_for_its_own(
+    store: mkv.Store, folder: Path, options: dict[str, Any]
+) -> None:
+    store.seal()
+    path = store.snapshot(folder / "s.snapshot").path
+    with (
+        mkv.restore(path, folder / "replica", mode="replica", **options) as replica,
+        mkv.restore(path, folder / "shard", keep=keep_of(0, 2), **options) as shard,
+    ):
+        delta = shard.seal(cursor={})
+        # It lacks half of the rows: the replica must be fenced, or be told to remove them.
+        try:
+            replica.apply(delta)
+        except mkv.FencedError:
+            return
+        assert replica.digest() == shard.digest()
+
+
 def test_a_replica_is_made_of_one_snapshot_only(
     store: mkv.Store, folder: Path, options: dict[str, Any]
 ) -> None:
