@@ -93,7 +93,7 @@ class Server:
         self._counts = {"requests": 0, "fids": 0, "found": 0, "refused": 0}  # Guarded by _lock.
         self._lock = threading.Lock()
         self._moved = threading.Condition()
-        self._followed = Followed(0, 0, 0)  # Guarded by _moved.
+        self._followed = Followed(0, 0, 0)  # Set under _moved; one reference, read anywhere.
         self._resyncs = 0  # Guarded by _moved.
         self._stop = threading.Event()
         self._follower = Follower(source, replica_path, **open_options)
@@ -229,8 +229,10 @@ class Server:
             store = self._follower.store
         except mkv.CorruptionError:
             raise ServerError(Status.NOT_READY, "the replica has nothing to read yet") from None
-        # Read before the rows: they are at least as new as it says.
-        sequence, epoch = store.sequence, store.epoch
+        # The end of the last step, not store.sequence: in the middle of one that is ahead of what can
+        # be read. Taken before the rows, so they are at least as new as it says.
+        followed = self._followed
+        sequence, epoch = followed.sequence, followed.epoch
         try:
             table = store.table(request.table)
         except KeyError:

@@ -40,7 +40,7 @@ def run(rows: int, rounds: int) -> bool:
         beside = absent(table, rows, rounds)
     title = f"lookup: {rows:,} rows of {DIM}, batches of {BATCH:,}; yardstick np.take"
     report(title, [*results, beside], units=BATCH)
-    return all_at_least(results, GOAL)
+    return all_at_least([r for r in results if "clip" not in r.name], GOAL)
 
 
 def lookups(
@@ -60,12 +60,18 @@ def lookups(
     def look_found() -> None:
         table.lookup(batches.ids, out=out, found=found)
 
+    def take_unbuffered() -> None:
+        np.take(dense, batches.positions, axis=0, out=taken, mode="clip")
+
     results = [
         compare(f"lookup, {name}", look, take, rounds=rounds, before=batches.turn),
         compare(f"lookup with found, {name}", look_found, take, rounds=rounds, before=batches.turn),
     ]
     np.testing.assert_array_equal(out, taken)  # Fast and wrong does not count.
     assert found.all()
+    # With its default mode np.take copies by way of a buffer. Without it, a harder yardstick:
+    name = f"lookup against clip, {name}"
+    results.append(compare(name, look, take_unbuffered, rounds=rounds, before=batches.turn))
     return results
 
 

@@ -58,7 +58,7 @@ def load_completejourney(days: int) -> Events:
     return make_events(seconds, values, labels)
 
 
-def make_synthetic(days: int, seed: int, lines_a_day: int = 600) -> Events:
+def make_synthetic(days: int, seed: int, lines_a_day: int = 2400) -> Events:
     """Return a small made-up stream in which what is on offer changes by the day."""
     rng = np.random.default_rng(seed)
     baskets = days * lines_a_day // 5

@@ -19,6 +19,7 @@ from monolith_kv.trainer import EventClock, Events, auc
 
 HOUR_S = 3600
 NEVER_S = 0  # Only the warm-up.
+CHECKPOINT_DELTAS = 48
 INTERVALS_S = (HOUR_S, 6 * HOUR_S, DAY_S, 7 * DAY_S, NEVER_S)
 
 
@@ -45,11 +46,12 @@ class Compared:
 class Served:
     """One replica and what it said about each event."""
 
-    def __init__(self, path: str, interval_s: int, count: int) -> None:
+    def __init__(self, path: str, interval_s: int, count: int, clock: EventClock) -> None:
         self.interval_s = interval_s
-        self.store = mkv.open(path, "replica")
+        self.store = mkv.open(path, "replica", clock=clock, delta_retention="1h")
         self.scores = np.full(count, 0.5, np.float32)
         self._waiting: list[mkv.Delta] = []
+        self._since_checkpoint = 0
 
     def offer(self, delta: mkv.Delta, border_s: float, *, is_warm_up: bool) -> None:
         """Take a delta that was sealed at `border_s`, now or with others when it is time."""
@@ -58,7 +60,12 @@ class Served:
         if is_warm_up or due:
             for waiting in self._waiting:
                 self.store.apply(waiting)
+            self._since_checkpoint += len(self._waiting)
             self._waiting.clear()
+        if self._since_checkpoint >= CHECKPOINT_DELTAS:
+            # It retires the deltas that it covers: naming all of them costs time at each step.
+            self.store.snapshot()
+            self._since_checkpoint = 0
 
     def score(self, events: Events, first: int, last: int) -> None:
         """Score a batch with what this replica holds."""
@@ -94,8 +101,8 @@ def compare(
     intervals = [
         s for s in INTERVALS_S if s == NEVER_S or (s >= seal_every_s and 2 * s <= days * DAY_S)
     ]
-    served = [Served(os.path.join(folder, f"replica-{s}"), s, count) for s in intervals]
     clock = EventClock(float(events.seconds[0]))
+    served = [Served(os.path.join(folder, f"replica-{s}"), s, count, clock) for s in intervals]
     trainer = open_trainer(os.path.join(folder, "store"), clock, seal_every_s)
     every_batch = np.full(count, 0.5, np.float32)
 

@@ -127,10 +127,9 @@ def run_live(
 
 def is_mid_flight(state: dict[str, Any], total: int) -> bool:
     """Whether this is the moment to kill: far enough, and with events that are not sealed."""
-    share = state["position"] / total
-    return share >= KILL_SHARE and (
-        state["position"] > state["sealed"] or share >= KILL_SHARE_LATEST
-    )
+    share = float(state["position"]) / total
+    has_unsealed = bool(state["position"] > state["sealed"])
+    return share >= KILL_SHARE and (has_unsealed or share >= KILL_SHARE_LATEST)
 
 
 def _watch(
@@ -161,7 +160,7 @@ def _show_recovery(seen: Seen, show: Display) -> None:
         show.note(f"DataLossWarning: {loss}")
     again = max(0, seen.before_kill["position"] - resumed["position"])
     show.note(
-        f"the stream goes on from event {resumed['position']:,}: {again:,} events and more were "
+        f"the stream goes on from event {resumed['position']:,}: at least {again:,} events were "
         "trained on but not sealed; they are trained on again"
     )
 

@@ -12,6 +12,7 @@ from monolith_kv.trainer import EventClock, FactorizationMachine, OnlineTrainer
 TABLE = "features"
 MODEL = FactorizationMachine(FIELDS, dim=8)
 BATCH_SIZE = 64
+RETENTION = "8d"  # Of event time: the slowest replica of the comparison comes once in seven.
 
 # A product seen once says nothing yet, and a third of them never comes again.
 GATE = mkv.FrequencyGate({PRODUCT: 2}, capacity=200_000, window="14d")
@@ -72,7 +73,7 @@ def open_trainer(path: str, clock: EventClock, seal_every_s: int) -> OnlineTrain
     store = mkv.open(
         path,
         delta_interval=None,  # Rows and cursor are sealed together, by event time.
-        delta_retention="30d",
+        delta_retention=RETENTION,
         clock=clock,
     )
     try:

@@ -84,7 +84,9 @@ def judge(
         ),
         Claim(
             "the loss is reported and the epoch raised",
-            bool(resumed["losses"]) and resumed["epoch"] == seen.opened["epoch"] + 1,
+            # Nothing is lost where nothing came after the seal, which a kill can happen to hit.
+            (bool(resumed["losses"]) or resumed["position"] >= killed["position"])
+            and resumed["epoch"] == seen.opened["epoch"] + 1,
             f"{len(resumed['losses'])} DataLossWarning, epoch {resumed['epoch']}",
         ),
         Claim(
