@@ -273,16 +273,16 @@ store = mkv.open(sys.argv[1], durability="none", delta_interval=None, clock=lamb
 table = store.create_table("t", 64, ttl=60)
 process = psutil.Process(os.getpid())
 empty = process.memory_info().rss
-for start in range(0, 200_000, 10_000):
+for start in range(0, 400_000, 10_000):
     table.pull(np.arange(start, start + 10_000, dtype=np.uint64))
 full = process.memory_info().rss
-keep = np.arange(0, 200_000, 100, dtype=np.uint64)
+keep = np.arange(0, 400_000, 100, dtype=np.uint64)
 now += 60
 table.upsert(keep, np.ones((len(keep), 64), np.float32))
 done = store.compact(force=True)
 store.seal()
 after = process.memory_info().rss
-assert done.expired == 198_000 and len(table) == 2_000, done
+assert done.expired == 396_000 and len(table) == 4_000, done
 assert (table.lookup(keep) == 1).all()
 print(full - empty, after - empty, done.bytes_freed)
 store.close()
@@ -298,7 +298,7 @@ def test_resident_memory_falls_after_expiry(store_dir: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     full, after, freed = map(int, run.stdout.split())
-    rows_bytes = 200_000 * 64 * 4 * 2
+    rows_bytes = 400_000 * 64 * 4 * 2
     assert full > rows_bytes
     # One row in a hundred stays, spread over all of the memory: it has to be moved together.
     assert after < full / 4
