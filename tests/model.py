@@ -168,11 +168,11 @@ class TableModel:
         """Count a pull of `ids`; what the gate says to those of them that are absent."""
         verdicts = {}
         for fid in dict.fromkeys(ids):
-            # Whether an id that has a row is counted, too, is left open.
-            sighting = Sighting(clock.high, clock.travelled, fid not in self.rows)
+            if fid in self.rows:
+                continue  # Not a sighting: docs/decisions/0006-sightings-of-absent-ids.md.
+            sighting = Sighting(clock.high, clock.travelled, True)
             self.seen.setdefault(fid, []).append(sighting)
-            if fid not in self.rows:
-                verdicts[fid] = self.verdict(fid, clock)
+            verdicts[fid] = self.verdict(fid, clock)
         return verdicts
 
     def verdict(self, fid: int, clock: ManualClock) -> Verdict:
