@@ -93,10 +93,11 @@ class Server:
         self._counts = {"requests": 0, "fids": 0, "found": 0, "refused": 0}  # Guarded by _lock.
         self._lock = threading.Lock()
         self._moved = threading.Condition()
-        self._followed = Followed(0, 0, 0)  # Set under _moved; one reference, read anywhere.
         self._resyncs = 0  # Guarded by _moved.
         self._stop = threading.Event()
         self._follower = Follower(source, replica_path, **open_options)
+        # Set under _moved; one reference, read anywhere.
+        self._followed = _start(self._follower)
         try:
             self._listener = Listener(address, self._handle, self._limits)
         except BaseException:
@@ -259,6 +260,15 @@ class Server:
         with self._lock:
             for name, count in counts.items():
                 self._counts[name] += count
+
+
+def _start(follower: Follower) -> Followed:
+    """Where the replica stands before the first step."""
+    try:
+        store = follower.store
+    except mkv.CorruptionError:
+        return Followed(0, 0, 0)
+    return Followed(store.sequence, store.epoch, store.sequence)
 
 
 class _StoppedError(Exception):

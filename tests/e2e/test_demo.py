@@ -47,14 +47,14 @@ def assert_held(done: subprocess.CompletedProcess[str], output: Path) -> None:
 @needs_drawing
 def test_the_demo_holds_on_a_made_up_stream(store_dir):
     output = store_dir.parent / "out"
-    assert_held(run_demo(output, "--synthetic", "--days", "6", "--seconds", "30"), output)
+    assert_held(run_demo(output, "--synthetic", "--days", "6", "--seconds", "120"), output)
 
 
 @needs_drawing
 @needs_data
 def test_the_demo_holds_on_a_few_days_of_purchases(store_dir):
     output = store_dir.parent / "out"
-    assert_held(run_demo(output, "--days", "5", "--seconds", "20"), output)
+    assert_held(run_demo(output, "--days", "5", "--seconds", "120"), output)
 
 
 @pytest.mark.parametrize("arguments", [["--days", "1"], ["--seconds", "x"], ["--nothing"]])

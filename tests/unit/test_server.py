@@ -155,6 +155,18 @@ def test_a_client_connects_again_after_the_server_has(store, store_dir, address)
             assert client.lookup(TABLE, IDS).found.all()
 
 
+def test_a_server_that_comes_back_knows_where_its_replica_stands(store, store_dir, address):
+    replica = store_dir.parent / "replica"
+    with Server(store_dir, replica, address) as server:
+        server.wait_for(1, timeout_s=20)
+    gone = store_dir.parent / "gone"  # The source cannot be reached any more.
+    with Server(gone, replica, address) as server, Client(address) as client:
+        answer = client.lookup(TABLE, IDS)
+        assert answer.found.all()
+        assert answer.sequence == 1
+        wait_until(lambda: client.status()["error"] is not None)
+
+
 def test_loopback_serves_as_a_unix_socket_does(store, store_dir):
     with Server(store_dir, store_dir.parent / "replica", "127.0.0.1:0") as server:
         server.wait_for(1, timeout_s=20)

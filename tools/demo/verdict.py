@@ -87,7 +87,8 @@ def judge(
             # Nothing is lost where nothing came after the seal, which a kill can happen to hit.
             (bool(resumed["losses"]) or resumed["position"] >= killed["position"])
             and resumed["epoch"] == seen.opened["epoch"] + 1,
-            f"{len(resumed['losses'])} DataLossWarning, epoch {resumed['epoch']}",
+            f"{len(resumed['losses']) or 'nothing lost, no'} DataLossWarning, epoch "
+            f"{seen.opened['epoch']} -> {resumed['epoch']}",
         ),
         Claim(
             "the replica kept serving while the trainer was down",
