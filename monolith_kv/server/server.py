@@ -230,8 +230,8 @@ class Server:
             store = self._follower.store
         except mkv.CorruptionError:
             raise ServerError(Status.NOT_READY, "the replica has nothing to read yet") from None
-        # The end of the last step, not store.sequence: in the middle of one that is ahead of what can
-        # be read. Taken before the rows, so they are at least as new as it says.
+        # The end of the last step, not store.sequence: in the middle of one that is ahead of what
+        # can be read. Taken before the rows, so they are at least as new as it says.
         followed = self._followed
         sequence, epoch = followed.sequence, followed.epoch
         try:
