@@ -37,6 +37,7 @@ class Storm:
         plain = {"optimizer": mkv.SGD(lr=1.0), "initializer": mkv.Zeros()}
         self.counted = self.store.create_table("counted", DIM, **plain)
         self.churned = self.store.create_table("churned", DIM, ttl=TTL, **plain)
+        self.flickering = self.store.create_table("flickering", DIM, **plain)
         self.replica = mkv.open(folder / "replica", mode="replica", **self.options)
         self.ledger = np.zeros(4_000, np.int64)  # by group; the workers' parts are disjoint
         self.fresh_groups = GROUPS
@@ -102,12 +103,18 @@ class Storm:
 
     def look(self, table: mkv.Table) -> None:
         random = np.random.default_rng(7)
+        last = np.zeros(len(self.ledger) * GROUP, np.float32)
         out, found = np.empty((512, DIM), np.float32), np.empty(512, bool)
         while not self.stop.is_set():
             top = self.fresh_groups * GROUP
-            ids = random.integers(0, top, 512, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            places = random.integers(0, top, 512, np.uint64)
+            ids = places * np.uint64(0x9E3779B97F4A7C15)
             rows = table.lookup(ids, out=out, found=found)
             assert_whole(rows)
+            if table is self.counted:
+                # Sums only grow, so a row that is read again is never an older one.
+                assert (rows[:, 0] <= last[places]).all(), "a row went back in time"
+                last[places] = rows[:, 0]
             assert not rows[~found].any()
             bags = table.lookup_pooled(ids, np.arange(0, 512, 8))
             # Sums of equal elements in one order: as equal as the rows were.
@@ -125,6 +132,9 @@ class Storm:
             self.churned.push(ids, amount)
             if random.random() < 0.3:
                 self.churned.remove(ids[:5])
+            # A group is there wholly or not at all.
+            if self.flickering.remove(ids) == 0:
+                self.flickering.upsert(ids, amount)
             self.clock.advance(1)
             if random.random() < 0.1:
                 self.store.compact(force=True)
@@ -136,7 +146,7 @@ class Storm:
             delta = self.store.seal(cursor={"seal": number})
             assert self.replica.apply(delta)
             assert dict(self.replica.cursor) == {"seal": number}
-            assert_groups_agree(self.replica.table("counted"), self)
+            assert_groups_agree(self.replica, self)
 
     def checkpoint(self) -> None:
         for number in itertools.count(1):
@@ -145,7 +155,7 @@ class Storm:
             path = self.folder / f"{number}.snapshot"
             self.store.snapshot(path)
             with mkv.restore(path, self.folder / f"restored-{number}", clock=self.clock) as copy:
-                assert_groups_agree(copy.table("counted"), self)
+                assert_groups_agree(copy, self)
                 for _, rows in copy.table("churned").scan():
                     assert_whole(rows)
 
@@ -154,13 +164,15 @@ def assert_whole(rows: np.ndarray) -> None:
     assert (rows == rows[:, :1]).all(), "a row is torn"
 
 
-def assert_groups_agree(table: mkv.Table, storm: Storm) -> None:
+def assert_groups_agree(store: mkv.Store, storm: Storm) -> None:
     groups = range(storm.fresh_groups)
     ids = np.concatenate([storm.group_ids(group) for group in groups])
-    rows = table.lookup(ids)
+    rows = store.table("counted").lookup(ids)
     assert_whole(rows)
     by_group = rows[:, 0].reshape(len(groups), GROUP)
     assert (by_group == by_group[:, :1]).all(), "a call is in it by half"
+    is_there = store.table("flickering").contains(ids).reshape(len(groups), GROUP)
+    assert (is_there == is_there[:, :1]).all(), "a removal or an upsert is in it by half"
 
 
 def assert_equals_ledger(store: mkv.Store, storm: Storm) -> None:

@@ -4,13 +4,15 @@ Each row is a claim: what is called, and what it raises. The store's rows, state
 and counters are compared before and after.
 """
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checks import scanned, u64
+from checks import FAST_FOLDER, scanned, u64
 from model import ManualClock
 
 import monolith_kv as mkv
@@ -207,9 +209,10 @@ BAD_STORE_CALLS: dict[str, tuple[Callable[[Any], Any], Any]] = {
 }
 
 
-@pytest.fixture
-def store(store_dir: Path, clock: ManualClock) -> Iterator[mkv.Store]:
-    with mkv.open(store_dir, delta_interval=None, clock=clock) as store:
+@pytest.fixture(params=["interval", "batch"])
+def store(request: Any, store_dir: Path, clock: ManualClock) -> Iterator[mkv.Store]:
+    options = {"durability": request.param, "delta_interval": None, "clock": clock}
+    with mkv.open(store_dir, **options) as store:
         gated = mkv.FrequencyGate(2, capacity=1_000, error=1e-4)
         table = store.create_table("t", 4, admission=gated, ttl="1h")
         table.upsert(u64([1, 2, 3]), floats(3, 4))
@@ -238,12 +241,24 @@ def assert_refused(store: mkv.Store, call: Callable[[], Any], error: Any) -> Non
     with pytest.raises(error):
         call()
     assert everything(store) == before
+    assert_same_after_kill(store, before)
     # What was refused counts for nothing: no sighting, nothing more to seal than before.
     delta = store.seal()
     assert (delta.rows, delta.removals) == (1, 0)
     table = store.table("t")
     table.pull(u64([9]))
     assert 9 not in table
+
+
+def assert_same_after_kill(store: mkv.Store, before: Any) -> None:
+    """Where calls are logged, the refused one is not in the log either."""
+    if not store.stats()["files"]["call_log_records"]:
+        return
+    with tempfile.TemporaryDirectory(dir=FAST_FOLDER) as folder:
+        copy = shutil.copytree(store.path, Path(folder) / "killed")
+        with mkv.open(copy, delta_interval=None, clock=lambda: 0.0) as again:
+            rows, digest = everything(again)[2:4], everything(again)[5]
+            assert (rows, digest) == (before[2:4], before[5])
 
 
 def cases(*groups: dict[str, tuple[Callable[[Any], Any], Any]]) -> Any:

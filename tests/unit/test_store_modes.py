@@ -115,6 +115,24 @@ def test_a_kill_falls_back_to_a_snapshot_under_the_store(
             assert replica.digest() == digest
 
 
+@pytest.mark.parametrize("durability", ["batch", "sync"])
+def test_calls_that_a_snapshot_covers_are_not_made_again(
+    folder: Path, opened: Opener, durability: str
+) -> None:
+    with opened(folder / "s", durability=durability) as store:
+        table = store.create_table("t", 2, optimizer=mkv.SGD(lr=1.0), initializer=mkv.Zeros())
+        table.pull(u64([1]))
+        table.push(u64([1]), ones(1))
+        store.snapshot()
+        with opened(killed(store, folder / "between")) as again:
+            assert again.table("t")[1].tolist() == [-1.0, -1.0]
+        table.push(u64([1]), ones(1))
+        store.snapshot(folder / "elsewhere.snapshot")
+        table.push(u64([1]), ones(1))
+        with opened(killed(store, folder / "after")) as again:
+            assert again.table("t")[1].tolist() == [-3.0, -3.0]
+
+
 @pytest.mark.parametrize("cut", [1, 5, 17])
 def test_a_torn_tail_is_cut_kept_aside_and_reported(folder: Path, opened: Opener, cut: int) -> None:
     with opened(folder / "s", durability="batch") as store:
