@@ -1,7 +1,8 @@
 """Slabs of equal rows: allocate, free, give back; row number -> addresses.
 
-A slab is one mapping of 2 MiB, aligned to it so that the kernel can back it with a huge page. A row
-number is the number of its slab, shifted, and its place there. Guarded by shard.lock.
+A slab is one mapping of 2 MiB, aligned to it so that the kernel can back it with a huge page: once
+it is full, for until then it should cost no more than its rows. A row number is the number of its
+slab, shifted, and its place there. Guarded by shard.lock.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -32,6 +33,7 @@ cdef struct Arena:
     uint32_t slabs_mapped
     uint32_t room_first    # below this number no slab has room
     uint64_t rows
+    uint64_t unused        # places of mapped slabs that no row was ever in: they cost no memory
 
 cdef status_t arena_create(
     Arena* arena, size_t embedding_floats, size_t state_floats) noexcept nogil

@@ -9,7 +9,6 @@ from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, row_t, status_t
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void* address, size_t length)
-    int madvise(void* address, size_t length, int advice)
     int PROT_READ
     int PROT_WRITE
     int MAP_PRIVATE
@@ -19,18 +18,22 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef extern from *:
     """
     #include <sys/mman.h>
+    /* Ask for a huge page behind a slab: at once where the kernel can (Linux 6.1), else when its
+       own scan comes by. Where it gives none, small pages stay, and all that is lost is speed. */
+    static void mkv_back_huge(void *slab, size_t bytes) {
     #ifdef MADV_HUGEPAGE
-    #define MKV_ADVISE_HUGE MADV_HUGEPAGE
-    #else
-    #define MKV_ADVISE_HUGE -1
+        madvise(slab, bytes, MADV_HUGEPAGE);
+    #ifndef MADV_COLLAPSE
+    #define MADV_COLLAPSE 25
     #endif
+        madvise(slab, bytes, MADV_COLLAPSE);
+    #endif
+    }
     """
-    int MKV_ADVISE_HUGE
+    void mkv_back_huge(void* slab, size_t size_bytes) noexcept nogil
 
 cdef enum:
     LINE_BYTES = 64
-    # A small table should not cost a huge page in each shard.
-    SLABS_WITH_SMALL_PAGES = 1
 
 
 cdef status_t arena_create(
@@ -79,6 +82,9 @@ cdef status_t arena_allocate(Arena* arena, row_t* row) noexcept nogil:
     else:
         place = slab.fresh
         slab.fresh += 1
+        arena.unused -= 1
+        if slab.fresh == arena.places:
+            mkv_back_huge(slab.headers, SLAB_BYTES)
     slab.used += 1
     arena.rows += 1
     row[0] = <row_t>(number << arena.place_bits) | place
@@ -94,6 +100,7 @@ cdef void arena_free(Arena* arena, row_t row) noexcept nogil:
     slab.used -= 1
     arena.rows -= 1
     if slab.used == 0:
+        arena.unused -= arena.places - slab.fresh
         munmap(slab.headers, SLAB_BYTES)
         slab.headers = NULL
         arena.slabs_mapped -= 1
@@ -104,7 +111,11 @@ cdef void arena_free(Arena* arena, row_t row) noexcept nogil:
 
 
 cdef size_t arena_size_bytes(const Arena* arena) noexcept nogil:
-    return <size_t>arena.slabs_mapped * SLAB_BYTES + arena.slabs_capacity * sizeof(Slab)
+    cdef size_t row_bytes = sizeof(uint64_t) + sizeof(float) * (
+        arena.embedding_floats + arena.state_floats)
+    return (
+        <size_t>arena.slabs_mapped * SLAB_BYTES - <size_t>arena.unused * row_bytes
+        + arena.slabs_capacity * sizeof(Slab))
 
 
 cdef uint32_t arena_close_sparse(Arena* arena) noexcept nogil:
@@ -155,8 +166,6 @@ cdef status_t slab_map(Arena* arena, uint32_t number) noexcept nogil:
     cdef char* base = map_aligned()
     if base == NULL:
         return STATUS_OUT_OF_MEMORY
-    if arena.slabs_mapped >= SLABS_WITH_SMALL_PAGES and MKV_ADVISE_HUGE >= 0:
-        madvise(base, SLAB_BYTES, MKV_ADVISE_HUGE)
     cdef Slab* slab = &slabs[number]
     memset(slab, 0, sizeof(Slab))
     slab.free_first = SLAB_NO_PLACE
@@ -166,6 +175,7 @@ cdef status_t slab_map(Arena* arena, uint32_t number) noexcept nogil:
     offset = line_up(offset + arena.places * arena.embedding_floats * sizeof(float))
     slab.states = <float*>(base + offset)
     arena.slabs_mapped += 1
+    arena.unused += arena.places
     if number == arena.slabs_count:
         arena.slabs_count += 1
     return STATUS_OK
