@@ -140,22 +140,29 @@ class Storm:
                 self.store.compact(force=True)
 
     def seal(self) -> None:
-        for number in itertools.count(1):
-            if self.stop.is_set():
-                return
-            delta = self.store.seal(cursor={"seal": number})
-            assert self.replica.apply(delta)
-            assert dict(self.replica.cursor) == {"seal": number}
-            assert_groups_agree(self.replica, self)
+        with mkv.open(self.store.path, mode="r", **self.options) as reader:
+            for number in itertools.count(1):
+                if self.stop.is_set():
+                    return
+                delta = self.store.seal(cursor={"seal": number})
+                assert self.replica.apply(delta)
+                assert dict(self.replica.cursor) == {"seal": number}
+                assert_groups_agree(self.replica, self)
+                assert reader.refresh()
+                assert reader.sequence == delta.sequence
+                assert_groups_agree(reader, self)
 
     def checkpoint(self) -> None:
         for number in itertools.count(1):
             if self.stop.is_set():
                 return
+            self.store.dense.publish({"number": np.full(1_000, number)})
             path = self.folder / f"{number}.snapshot"
             self.store.snapshot(path)
+            self.store.snapshot()
             with mkv.restore(path, self.folder / f"restored-{number}", clock=self.clock) as copy:
                 assert_groups_agree(copy, self)
+                assert (copy.dense["number"] == number).all()
                 for _, rows in copy.table("churned").scan():
                     assert_whole(rows)
 
