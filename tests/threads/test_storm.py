@@ -20,7 +20,7 @@ from model import ManualClock
 
 import monolith_kv as mkv
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 SECONDS = 60 if WIDE else 2.5
 DIM, GROUP, GROUPS = 12, 32, 40
