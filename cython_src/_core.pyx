@@ -80,11 +80,11 @@ if sys.byteorder != "little":
 cdef int raise_status(status_t status) except -1:
     if status == STATUS_OK:
         return 0
-    if status != STATUS_FULL and status & STATUS_OUT_OF_MEMORY:
+    if status & STATUS_OUT_OF_MEMORY:
         raise MemoryError("no memory for more rows")
-    if status == STATUS_NOT_FINITE:
+    if status & STATUS_NOT_FINITE:
         raise ValueError("the gradients of an id add up to more than float32 holds; clip them")
-    if status == STATUS_FULL:
+    if status & STATUS_FULL:
         raise StoreFullError("no room for new ids: raise memory_limit or overflow_limit, or expire")
     raise ValueError("bytes that this table did not write, or not under the settings it has now")
 

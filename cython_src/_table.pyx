@@ -149,7 +149,6 @@ cdef class TableCore(Views):
         cdef size_t shard
         cdef unix_s_t now_s = whole_seconds(now)
         cdef status_t status = STATUS_OK
-        cdef status_t worst = STATUS_OK
         buffer_init(&inserted)
         if ids.shape[0] == 0:
             return take_fids(&inserted)
@@ -157,15 +156,14 @@ cdef class TableCore(Views):
         with nogil:
             self.barrier.enter()
             for shard in range(SHARDS):
-                status = shard_pull(
+                status |= shard_pull(
                     &self.shards[shard], &batch, shard, &out[0, 0], now_s, may_insert,
                     &inserted)
-                worst = status if status != STATUS_OK else worst
             self.barrier.leave()
             batch_destroy(&batch)
-        if worst != STATUS_OK:
+        if status != STATUS_OK:
             buffer_free(&inserted)
-        raise_status(worst)
+        raise_status(status)
         return take_fids(&inserted)
 
     def insert(self, const uint64_t[::1] ids, double now):

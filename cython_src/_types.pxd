@@ -9,12 +9,13 @@ ctypedef int64_t unix_s_t    # whole seconds since the epoch
 cdef enum:
     FID_BYTES = 8
 
-# What a function under nogil returns; _core turns it into an exception.
+# What a function under nogil returns; _core turns it into an exception. A bit each: those of
+# several shards are or-ed together.
 ctypedef int status_t
 
 cdef enum:
     STATUS_OK = 0
     STATUS_OUT_OF_MEMORY = 1
     STATUS_NOT_FINITE = 2     # a sum of gradients overflowed float32
-    STATUS_FULL = 3           # an id needs a row and none may be made
-    STATUS_BAD_DATA = 4       # opaque bytes that this build did not write
+    STATUS_FULL = 4           # an id needs a row and none may be made
+    STATUS_BAD_DATA = 8       # opaque bytes that this build did not write
