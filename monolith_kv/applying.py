@@ -33,17 +33,20 @@ def apply_delta(state: StoreState, path: str) -> bool:
         own = delta_log.path_of(state.path, name)
         files.make_folder(os.path.join(state.path, DELTA_FOLDER))
         files.copy_durably(path, own)
+        state.manifest_before = found
         try:
             copy = DeltaReader(own)
             if copy.header != reader.header or copy.end != reader.end:
                 raise CorruptionError(f"{path} changed while it was applied", path, 0)
             _verify(state, copy)
             _name_delta(state, copy, name, own)
+            load_delta(state, copy)
         except BaseException:
             if state.manifest is found:
                 drop_file(own)
             raise
-        load_delta(state, copy)
+        finally:
+            state.manifest_before = None
         state.partial = None
         state.instants.clear()
         return True

@@ -157,6 +157,7 @@ class StoreState:
         # Bucket choice only; nobody outside may know it, nothing on disk depends on it.
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.manifest = Manifest()  # Replaced as a whole. Guarded by files.
+        self.manifest_before: Manifest | None = None  # Set while a delta's rows are loaded.
         # Replaced as a whole, so that readers need no lock. Guarded by mutex.
         self.tables: dict[str, TableEntry] = {}
         self.next_table_id = 1
@@ -180,6 +181,11 @@ class StoreState:
         self.read_position: Any = None  # What a reader has loaded; see recovery.position.
         self.suspects: dict[str, str] = {}  # Tables that compaction leaves alone, and why.
         self.prefetch: Callable[[TableEntry, NDArray[np.uint64]], None] | None = None
+
+    @property
+    def visible(self) -> Manifest:
+        """The manifest that the rows in memory have come up to."""
+        return self.manifest_before or self.manifest
 
     @property
     def is_serial(self) -> bool:

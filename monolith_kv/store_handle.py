@@ -107,7 +107,7 @@ class Store:
     @property
     def sequence(self) -> int:
         """Of the last sealed (or, on a replica, applied) delta; 0 at first."""
-        return self._checked().manifest.sequence
+        return self._checked().visible.sequence
 
     @property
     def epoch(self) -> int:
@@ -117,7 +117,7 @@ class Store:
     @property
     def cursor(self) -> Mapping[str, Any]:
         """As given to the last seal that is durable; {} before."""
-        return MappingProxyType(self._checked().manifest.cursor)
+        return MappingProxyType(self._checked().visible.cursor)
 
     @property
     def tables(self) -> Mapping[str, Table]:

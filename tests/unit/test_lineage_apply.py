@@ -13,6 +13,7 @@ from faulty import Killed, broken_disk, faults, no_space
 from model import ManualClock
 
 import monolith_kv as mkv
+from monolith_kv import applying
 
 
 @pytest.fixture
@@ -145,3 +146,28 @@ def test_a_snapshot_that_a_crash_fell_back_to_goes_on(
         assert replica.digest() == again.digest()
     replica.close()
     store.close()
+
+
+def test_a_replica_stands_at_a_delta_only_when_it_has_its_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, dict[str, Any], int]] = []
+    load = applying.load_delta
+
+    def watch(*arguments: Any) -> None:
+        seen.append((replica.sequence, dict(replica.cursor), len(replica.tables)))
+        load(*arguments)
+
+    monkeypatch.setattr(applying, "load_delta", watch)
+    with (
+        mkv.open(folder / "primary", delta_interval=None) as primary,
+        mkv.open(folder / "replica", mode="replica", delta_interval=None) as replica,
+    ):
+        primary.create_table("t", 1).upsert(u64([1]), ones(1)[:, :1].copy())
+        assert replica.apply(primary.seal(cursor={"offset": 1}))
+        assert seen == [(0, {}, 0)]
+        assert (replica.sequence, dict(replica.cursor), len(replica.table("t"))) == (
+            1,
+            {"offset": 1},
+            1,
+        )
