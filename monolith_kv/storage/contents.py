@@ -2,20 +2,118 @@
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.errors import CorruptionError, FormatVersionError
 from monolith_kv.lineage import Lineage
-from monolith_kv.storage.format import RECORD_BYTES_MAX, Header, RecordKind
-from monolith_kv.storage.framing import Record, corruption, decode_json
+from monolith_kv.storage.files import Buffer
+from monolith_kv.storage.format import RECORD_BYTES_MAX, FileType, Header, RecordKind
+from monolith_kv.storage.framing import Record, corruption, decode_json, encode_json
 from monolith_kv.storage.record_file import RecordReader, RecordWriter
 
 FID_BYTES = 8
 Keys = Mapping[str, type | tuple[type, ...]]
+
+
+class Shape(NamedTuple):
+    """What tells the two kinds of file apart."""
+
+    file_type: FileType
+    name: re.Pattern[str]
+    meta: Keys
+    meta_optional: Keys
+    end: Keys
+
+
+class ContentsWriter:
+    """Writes META, rows, sightings and dense parameters; the file appears when published.
+
+    Parameters
+    ----------
+    writer : RecordWriter
+        Of the file.
+    """
+
+    def __init__(self, writer: RecordWriter) -> None:
+        self._writer = writer
+        self.rows_written = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._writer.size
+
+    def meta(self, meta: Mapping[str, Any]) -> None:
+        """Write the META record, the first one; its keys: `META_KEYS`, `META_OPTIONAL`."""
+        if self._writer.records:
+            raise ValueError("meta must be the first record")
+        self._writer.append(RecordKind.META, encode_json(meta))
+
+    def rows(self, table: int, records: NDArray[np.uint8], count: int) -> None:
+        """Write packed rows of one table, cut into file records of 16 MiB at most.
+
+        Parameters
+        ----------
+        table : int
+            Table id.
+        records : ndarray of uint8, C-contiguous
+            `count` row records of equal size; not copied.
+        count : int
+            How many.
+        """
+        append_rows(self._writer, table, records, count)
+        self.rows_written += count
+
+    def sightings(self, table: int, data: Buffer) -> None:
+        """Write what one table's gate has counted since the last delta, compressed."""
+        self._writer.append(RecordKind.SIGHTINGS, data, table, compress=True)
+
+    def dense(self, version: int, data: Buffer) -> None:
+        """Write the dense parameters, as safetensors bytes; the version goes into the count."""
+        self._writer.append(RecordKind.DENSE, data, count=version)
+
+    def discard(self) -> None:
+        """Remove what was written, unless it was published; again: nothing."""
+        self._writer.discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+
+class ContentsReader(ABC):
+    """Reads a delta or a snapshot; META and END are verified at once, the rest as it is read."""
+
+    def __init__(self, path: str, shape: Shape) -> None:
+        self.path = path
+        self._reader = RecordReader(path, shape.file_type)
+        self.header: Header = self._reader.header
+        self.size = self._reader.size
+        check_name(path, shape.name, self.header)
+        self.end = check_keys(self._reader.meta, shape.end, path, self._reader.end_offset)
+        self.meta, self.lineage = read_meta(self._reader, shape.meta, shape.meta_optional)
+
+    @abstractmethod
+    def records(self) -> Iterator[Record]:
+        """Yield the records behind META."""
+
+    def verify(self) -> None:
+        """Read and check every byte."""
+        for _ in self.records():
+            pass
 
 
 def append_rows(writer: RecordWriter, table: int, records: NDArray[np.uint8], count: int) -> None:

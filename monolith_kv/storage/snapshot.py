@@ -7,23 +7,21 @@ delta holds yet: sightings that are in GATE, too, and ids touched or removed sin
 
 import os
 from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.storage import files, format
 from monolith_kv.storage.contents import (
+    ContentsReader,
+    ContentsWriter,
     Keys,
+    Shape,
     append_fids,
-    append_rows,
     body,
     check_fids,
-    check_keys,
-    check_name,
     check_rows,
-    read_meta,
 )
 from monolith_kv.storage.files import Buffer
 from monolith_kv.storage.format import (
@@ -31,11 +29,10 @@ from monolith_kv.storage.format import (
     SNAPSHOT_PATTERN,
     FileIdentity,
     FileType,
-    Header,
     RecordKind,
 )
-from monolith_kv.storage.framing import Record, corruption, encode_json
-from monolith_kv.storage.record_file import RecordReader, RecordWriter
+from monolith_kv.storage.framing import Record, corruption
+from monolith_kv.storage.record_file import RecordWriter
 
 META_KEYS: Keys = {
     "uuid": str,
@@ -57,6 +54,7 @@ KINDS = frozenset(
         RecordKind.DENSE,
     }
 )
+SHAPE = Shape(FileType.SNAPSHOT, SNAPSHOT_PATTERN, META_KEYS, META_OPTIONAL, END_KEYS)
 
 
 def path_of(root: str, name: str) -> str:
@@ -70,7 +68,7 @@ def names(root: str) -> list[str]:
     return [name for name in found if SNAPSHOT_PATTERN.fullmatch(name)]
 
 
-class SnapshotWriter:
+class SnapshotWriter(ContentsWriter):
     """Writes a snapshot; it appears, whole, when published.
 
     Parameters
@@ -107,7 +105,6 @@ class SnapshotWriter:
         path: str | None = None,
         number: int = 0,
     ) -> None:
-        self.rows_written = 0
         if path is None:
             files.make_folder(os.path.join(root, SNAPSHOT_FOLDER))
             self.path = path_of(root, format.snapshot_name(sequence, epoch, number))
@@ -117,39 +114,15 @@ class SnapshotWriter:
             self.path = path
         self.name = os.path.basename(self.path)
         identity = FileIdentity(uuid, epoch, sequence)
-        self._writer = RecordWriter(self.path, FileType.SNAPSHOT, identity, replace=path is None)
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._writer.size
-
-    def meta(self, meta: Mapping[str, Any]) -> None:
-        """Write the META record, the first one; its keys: `META_KEYS`, `META_OPTIONAL`."""
-        if self._writer.records:
-            raise ValueError("meta must be the first record of a snapshot")
-        self._writer.append(RecordKind.META, encode_json(meta))
-
-    def rows(self, table: int, records: NDArray[np.uint8], count: int) -> None:
-        """Write packed rows of one table, as `DeltaWriter.rows`."""
-        append_rows(self._writer, table, records, count)
-        self.rows_written += count
+        super().__init__(RecordWriter(self.path, FileType.SNAPSHOT, identity, replace=path is None))
 
     def gate(self, table: int, data: Buffer) -> None:
         """Write the whole state of one table's gate, compressed."""
         self._writer.append(RecordKind.GATE, data, table, compress=True)
 
-    def sightings(self, table: int, data: Buffer) -> None:
-        """Write sightings of one table that are in no delta yet (but in its gate), compressed."""
-        self._writer.append(RecordKind.SIGHTINGS, data, table, compress=True)
-
     def touched(self, table: int, fids: NDArray[np.uint64]) -> None:
         """Write ids of one table that were touched or removed since the last delta."""
         append_fids(self._writer, RecordKind.TOUCHED, table, fids)
-
-    def dense(self, version: int, data: Buffer) -> None:
-        """Write the dense parameters, as safetensors bytes; the version goes into the count."""
-        self._writer.append(RecordKind.DENSE, data, count=version)
 
     def publish(self, end_meta: Mapping[str, Any]) -> tuple[str, int]:
         """Finish the snapshot and make it appear; return its path and its bytes.
@@ -161,23 +134,8 @@ class SnapshotWriter:
         """
         return self.path, self._writer.publish({**end_meta, "rows": self.rows_written})
 
-    def discard(self) -> None:
-        """Remove what was written, unless it was published; again: nothing."""
-        self._writer.discard()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.discard()
-
-
-class SnapshotReader:
+class SnapshotReader(ContentsReader):
     """Reads a snapshot; what it hands out is verified.
 
     Parameters
@@ -201,13 +159,7 @@ class SnapshotReader:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self._reader = RecordReader(path, FileType.SNAPSHOT)
-        self.header: Header = self._reader.header
-        self.size = self._reader.size
-        check_name(path, SNAPSHOT_PATTERN, self.header)
-        self.end = check_keys(self._reader.meta, END_KEYS, path, self._reader.end_offset)
-        self.meta, self.lineage = read_meta(self._reader, META_KEYS, META_OPTIONAL)
+        super().__init__(path, SHAPE)
         if self.meta["uuid"] != self.header.identity.uuid:
             raise corruption(path, 0, f"META is of store {self.meta['uuid']}, the header is not")
 
@@ -232,8 +184,3 @@ class SnapshotReader:
                 self._reader.end_offset,
                 f"the end counts {self.end['rows']} rows, found {rows}",
             )
-
-    def verify(self) -> None:
-        """Read and check every byte."""
-        for _ in self.records():
-            pass
