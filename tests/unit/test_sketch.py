@@ -5,7 +5,7 @@ import pytest
 
 from monolith_kv._testing import SketchDoor
 
-OK, BAD_DATA = 0, 4
+OK, BAD_DATA = 0, 8
 IDS = 20_000
 HEADER_BYTES = 48
 
