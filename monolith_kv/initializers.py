@@ -24,6 +24,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 NORMAL_STDS_MAX = 10
 
 
+@dataclass(frozen=True)
 class Initializer:
     """Base of the initializers.
 
@@ -42,7 +43,7 @@ class Initializer:
 
     def to_json(self) -> dict[str, Any]:
         """Return this initializer as a JSON object; `initializer_from_json` reads it."""
-        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        names = [field.name for field in fields(self)]
         return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
     def _check_number(self, name: str) -> None:

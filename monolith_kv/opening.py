@@ -18,7 +18,7 @@ from monolith_kv.catalog import commit, drop_call_logs, remove_unnamed
 from monolith_kv.errors import CorruptionError, DataLossWarning, Error
 from monolith_kv.lineage import Lineage
 from monolith_kv.sealing import seal
-from monolith_kv.state import Settings, StoreState
+from monolith_kv.state import Mode, Settings, StoreState
 from monolith_kv.storage import files, manifest, marks
 from monolith_kv.storage.format import OVERFLOW_FOLDER
 from monolith_kv.storage.manifest import Manifest
@@ -31,7 +31,7 @@ MEMORY_MIN = 1
 
 def open_state(
     path: str,
-    mode: str,
+    mode: Mode,
     settings: Settings,
     clock: Callable[[], float],
     monotonic: Callable[[], float],

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
 class Optimizer:
     """Base of the optimizers: one step for one id, g being the sum of its gradients in the call.
 
@@ -39,7 +40,7 @@ class Optimizer:
 
     def hyper(self) -> tuple[float, ...]:
         """Return the hyper-parameters, in the order of the constructor."""
-        return tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return tuple(getattr(self, field.name) for field in fields(self))
 
     def state_slots(self, dim: int) -> list[tuple[str, int]]:
         """Return name and width of each optimizer slot, in the order in which a row holds them.
@@ -58,7 +59,7 @@ class Optimizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return this optimizer as a JSON object; `optimizer_from_json` reads it."""
-        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        names = [field.name for field in fields(self)]
         return {"kind": self.kind, **dict(zip(names, self.hyper(), strict=True))}
 
     def _check(self, name: str, low: float, high: float, *, above: bool = False) -> None:

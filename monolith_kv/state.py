@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from monolith_kv.storage.overflow import OverflowTier
 NO_FIDS: NDArray[np.uint64] = np.empty(0, np.uint64)
 NO_RECORDS: NDArray[np.uint8] = np.empty(0, np.uint8)
 LOGGED = ("batch", "sync")
+Mode = Literal["rw", "r", "replica"]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class StoreState:
     def __init__(
         self,
         path: str,
-        mode: str,
+        mode: Mode,
         settings: Settings,
         clock: Callable[[], float],
         monotonic: Callable[[], float],

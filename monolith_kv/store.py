@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from monolith_kv.opening import open_state
 from monolith_kv.restoring import restore_files
 from monolith_kv.salvaging import salvage_files
-from monolith_kv.state import Settings
-from monolith_kv.store_handle import Duration, Mode, Path, Progress, Store
+from monolith_kv.state import Mode, Settings
+from monolith_kv.store_handle import Duration, Path, Progress, Store
 from monolith_kv.units import parse_duration, parse_size
 from monolith_kv.validation import as_path
 

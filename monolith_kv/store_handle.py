@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from monolith_kv import calls
 from monolith_kv.applying import apply_delta, promote_replica, refresh_reader
@@ -22,7 +22,7 @@ from monolith_kv.published import Compaction, Delta, Snapshot
 from monolith_kv.schema import Slice, check_name
 from monolith_kv.sealing import seal, store_digest
 from monolith_kv.settings import KEEP, configure, new_schema, same_schema
-from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.state import Mode, StoreState, TableEntry
 from monolith_kv.stats import store_stats
 from monolith_kv.table import Table
 from monolith_kv.units import parse_duration
@@ -31,7 +31,6 @@ from monolith_kv.verifying import verify_store
 
 Duration = float | int | str
 Path = str | PathLike[str]
-Mode = Literal["rw", "r", "replica"]
 Progress = Callable[[int, int], None]
 
 
@@ -102,7 +101,7 @@ class Store:
     @property
     def mode(self) -> Mode:
         """How it is open; `promote` changes it."""
-        return self._checked().mode  # type: ignore[return-value]
+        return self._checked().mode
 
     @property
     def sequence(self) -> int:
