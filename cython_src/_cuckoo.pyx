@@ -238,7 +238,7 @@ cdef void path_free(
         bucket_put(
             &segment.buckets[nodes[node[0]].bucket], room[0],
             source.fids[cell], bucket_tag(source, cell), source.rows[cell])
-        source.tags &= ~(<uint32_t>63 << (6 * cell))
+        # Whoever comes next, the newcomer at last, is put over what is left behind here.
         room[0] = cell
         node[0] = parent
         parent = nodes[parent].parent
