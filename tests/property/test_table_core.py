@@ -173,10 +173,12 @@ class CoreMachine(RuleBasedStateMachine):
             self.sealed.update(self.split(self.core.seal_claim(late)))
         self.seal = (rows, touched, left[share:])
 
-    @precondition(lambda self: self.seal is not None and not len(self.seal[2]))
+    @precondition(lambda self: self.seal is not None)
     @rule()
     def seal_end(self) -> None:
         assert self.seal is not None
+        while len(self.seal[2]):
+            self.seal_read(8)
         rows, touched, _ = self.seal
         saved = self.split(self.core.seal_end())
         assert not set(saved) & set(self.sealed)
@@ -186,8 +188,10 @@ class CoreMachine(RuleBasedStateMachine):
         self.seal = None
 
     @precondition(lambda self: self.seal is not None)
-    @rule()
-    def seal_abort(self) -> None:
+    @rule(really=st.sampled_from([True, False, False]))  # Most seals are to end well.
+    def seal_abort(self, really: bool) -> None:
+        if not really:
+            return
         assert self.seal is not None
         self.core.seal_abort()
         self.touched |= self.seal[1]
@@ -213,8 +217,10 @@ class CoreMachine(RuleBasedStateMachine):
                 self.shot.update(self.split(self.core.snapshot_claim(late)))
 
     @precondition(lambda self: self.snapshot is not None)
-    @rule()
-    def snapshot_end(self) -> None:
+    @rule(is_given_up=st.sampled_from([True, False, False]))
+    def snapshot_end(self, is_given_up: bool) -> None:
+        if not is_given_up:
+            self.snapshot_read(1_000)
         saved = self.split(self.core.snapshot_end())
         if self.cursor == -1:
             assert not set(saved) & set(self.shot)
@@ -240,6 +246,6 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 CoreMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, derandomize=True
+    max_examples=200, stateful_step_count=80, deadline=None, derandomize=True
 )
 TestTableCore = CoreMachine.TestCase
