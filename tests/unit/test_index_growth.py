@@ -55,3 +55,16 @@ def test_no_growth_rebuilds_more_than_one_segment() -> None:
     steps = [after - before for _, before, after in grown()]
     assert len(steps) > 20
     assert max(steps) < largest // 2
+
+
+def test_the_index_gives_memory_back_when_most_rows_are_gone() -> None:
+    core = TableCore(Barrier(), [(1, 0, (1.0,), 0, 0.0, 0.0, 0)], 1)
+    ids = ids_of_one_shard(ROWS)
+    core.upsert(ids, np.ones((ROWS, 1), np.float32), 0.0)
+    full = core.memory()["index"]
+    core.remove(ids[ROWS // 10 :])
+    cursor = 0
+    while cursor != -1:
+        _, cursor = core.shrink(cursor)
+    assert core.memory()["index"] < full / 5
+    assert core.check() == []

@@ -1,0 +1,76 @@
+"""A seal or a snapshot falls between calls, however long these are: each is in it wholly or not.
+
+One thread changes all rows of a table with each call, so that calls last long; another seals and
+takes snapshots all the time. In what these publish all rows must agree.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import monolith_kv as mkv
+
+ROWS = 60_000
+ROUNDS = 15
+IDS = np.arange(ROWS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+ONES = np.ones((ROWS, 1), np.float32)
+
+
+def push(table: mkv.Table, number: int) -> None:
+    table.push(IDS, ONES)
+
+
+def upsert(table: mkv.Table, number: int) -> None:
+    table.upsert(IDS, ONES * np.float32(number))
+
+
+def come_and_go(table: mkv.Table, number: int) -> None:
+    if number % 2:
+        table.remove(IDS)
+    else:
+        table.pull(IDS)
+
+
+@pytest.mark.parametrize("change", [push, upsert, come_and_go])
+@pytest.mark.parametrize("durability", ["none", "batch"])
+def test_what_is_published_never_cuts_a_call(
+    folder: Path, change: Callable[[mkv.Table, int], None], durability: Any
+) -> None:
+    stop = threading.Event()
+
+    def work() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            change(table, number)
+
+    with (
+        mkv.open(folder / "store", durability=durability, delta_interval=None) as store,
+        mkv.open(folder / "replica", mode="replica", delta_interval=None) as replica,
+    ):
+        table = store.create_table("t", 1, optimizer=mkv.SGD(1.0), initializer=mkv.Zeros())
+        table.pull(IDS)
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            for _ in range(ROUNDS):
+                delta = store.seal()
+                assert delta is None or replica.apply(delta)
+                assert_rows_agree(replica.table("t"))
+            made = store.snapshot(folder / "elsewhere")
+        finally:
+            stop.set()
+            worker.join()
+    with mkv.restore(made.path, folder / "restored", delta_interval=None) as restored:
+        assert_rows_agree(restored.table("t"))
+
+
+def assert_rows_agree(table: mkv.Table) -> None:
+    found = np.empty(ROWS, np.bool_)
+    rows = table.lookup(IDS, found=found)
+    assert found.all() or not found.any()
+    assert (rows == rows[0]).all()
