@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import monolith_kv as mkv
+from monolith_kv._table import Barrier, TableCore
 
 ROWS = 60_000
 ROUNDS = 15
@@ -74,3 +75,29 @@ def assert_rows_agree(table: mkv.Table) -> None:
     rows = table.lookup(IDS, found=found)
     assert found.all() or not found.any()
     assert (rows == rows[0]).all()
+
+
+CHANGES: dict[str, Callable[[TableCore], object]] = {
+    "pull": lambda core: core.pull(IDS[:9], np.empty((9, 1), np.float32), 0.0, True),
+    "insert": lambda core: core.insert(IDS[:9], 0.0),
+    "push": lambda core: core.push(IDS[:9], ONES[:9], 0.0),
+    "upsert": lambda core: core.upsert(IDS[:9], ONES[:9], 0.0),
+    "remove": lambda core: core.remove(IDS[:9]),
+    "expire": lambda core: core.expire(IDS[:9], 0.0),
+    "apply": lambda core: core.apply(np.empty(0, np.uint8), IDS[:9]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_every_change_waits_for_the_barrier(change: Callable[[TableCore], object]) -> None:
+    # Calls and flips go through the shards in one order, which by itself hardly ever lets a flip
+    # overtake a call: only this shows that the barrier is there.
+    barrier = Barrier()
+    core = TableCore(barrier, [(1, 0, (1.0,), 0, 0.0, 0.0, 0)], 1)
+    worker = threading.Thread(target=change, args=(core,))
+    with barrier:
+        worker.start()
+        worker.join(timeout=0.1)
+        assert worker.is_alive()
+    worker.join(timeout=60)
+    assert not worker.is_alive()
