@@ -26,10 +26,10 @@ CYTHON_RANKS = [
     ["_records"],
     ["_views"],
     ["_table"],
-    ["_testing"],
+    ["_testing", "_yardsticks"],
 ]
 # Modules that Python sees; all others are structs and functions without a Python object.
-CYTHON_DOORS = {"_checksum", "_core", "_records", "_views", "_table", "_testing"}
+CYTHON_DOORS = {"_checksum", "_core", "_records", "_views", "_table", "_testing", "_yardsticks"}
 
 PYTHON_RANKS = [
     ["errors", "storage", "_checksum"],

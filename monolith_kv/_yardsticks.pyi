@@ -1,0 +1,17 @@
+import numpy as np
+from numpy.typing import NDArray
+
+def copy_rows(
+    rows: NDArray[np.float32], positions: NDArray[np.int64], out: NDArray[np.float32]
+) -> None: ...
+def scatter_rows(
+    rows: NDArray[np.float32], positions: NDArray[np.int64], values: NDArray[np.float32]
+) -> None: ...
+def step_rows(
+    rows: NDArray[np.float32],
+    accumulators: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    gradients: NDArray[np.float32],
+    lr: float,
+) -> None: ...
+def first_touch(size_bytes: int) -> None: ...
