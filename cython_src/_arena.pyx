@@ -1,60 +1,37 @@
 """Slabs of equal rows. See _arena.pxd."""
 
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from monolith_kv._pages cimport PIECE_BYTES, Pages, pages_give, pages_take
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, row_t, status_t
-
-cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
-    int munmap(void* address, size_t length)
-    int PROT_READ
-    int PROT_WRITE
-    int MAP_PRIVATE
-    int MAP_ANONYMOUS
-    void* MAP_FAILED
-
-cdef extern from *:
-    """
-    #include <sys/mman.h>
-    /* Ask for a huge page behind a slab: at once where the kernel can (Linux 6.1), else when its
-       own scan comes by. Where it gives none, small pages stay, and all that is lost is speed. */
-    static void mkv_back_huge(void *slab, size_t bytes) {
-    #ifdef MADV_HUGEPAGE
-        madvise(slab, bytes, MADV_HUGEPAGE);
-    #ifndef MADV_COLLAPSE
-    #define MADV_COLLAPSE 25
-    #endif
-        madvise(slab, bytes, MADV_COLLAPSE);
-    #endif
-    }
-    """
-    void mkv_back_huge(void* slab, size_t size_bytes) noexcept nogil
 
 cdef enum:
     LINE_BYTES = 64
 
 
 cdef status_t arena_create(
-    Arena* arena, size_t embedding_floats, size_t state_floats
+    Arena* arena, Pages* pages, size_t embedding_floats, size_t state_floats
 ) noexcept nogil:
+    cdef size_t row_bytes = sizeof(uint64_t) + sizeof(float) * (embedding_floats + state_floats)
     memset(arena, 0, sizeof(Arena))
+    arena.pages = pages
     arena.embedding_floats = embedding_floats
     arena.state_floats = state_floats
-    cdef size_t row_bytes = sizeof(uint64_t) + sizeof(float) * (embedding_floats + state_floats)
     # Two lines are set aside for aligning the embeddings and the states.
-    arena.places = <uint32_t>((SLAB_BYTES - 2 * LINE_BYTES) / row_bytes)
+    arena.places = <uint32_t>((PIECE_BYTES - 2 * LINE_BYTES) / row_bytes)
     while (<uint32_t>1 << arena.place_bits) < arena.places:
         arena.place_bits += 1
+    arena.embeddings_at = line_up(arena.places * sizeof(uint64_t))
+    arena.states_at = line_up(
+        arena.embeddings_at + arena.places * embedding_floats * sizeof(float))
     return STATUS_OK
 
 
 cdef void arena_destroy(Arena* arena) noexcept nogil:
-    cdef uint32_t i
-    for i in range(arena.slabs_count):
-        if arena.slabs[i].headers != NULL:
-            munmap(arena.slabs[i].headers, SLAB_BYTES)
+    """Its slabs go with the pages."""
+    free(arena.bases)
     free(arena.slabs)
     memset(arena, 0, sizeof(Arena))
 
@@ -65,12 +42,13 @@ cdef status_t arena_allocate(Arena* arena, row_t* row) noexcept nogil:
     cdef Slab* slab
     while number < arena.slabs_count:
         slab = &arena.slabs[number]
-        if slab.headers != NULL and slab.used < arena.places and not slab.closed:
+        if (arena.bases[number] != NULL and slab.used < arena.places
+                and not slab.closed):
             break
         number += 1
     if number == arena.slabs_count:
-        number = 0
-        while number < arena.slabs_count and arena.slabs[number].headers != NULL:
+        number = 0 if arena.slabs_mapped < arena.slabs_count else arena.slabs_count
+        while number < arena.slabs_count and arena.bases[number] != NULL:
             number += 1
         if slab_map(arena, number) != STATUS_OK:
             return STATUS_OUT_OF_MEMORY
@@ -78,13 +56,10 @@ cdef status_t arena_allocate(Arena* arena, row_t* row) noexcept nogil:
     slab = &arena.slabs[number]
     cdef uint32_t place = slab.free_first
     if place != SLAB_NO_PLACE:
-        slab.free_first = <uint32_t>slab.headers[place]
+        slab.free_first = <uint32_t>(<uint64_t*>arena.bases[number])[place]
     else:
         place = slab.fresh
         slab.fresh += 1
-        arena.unused -= 1
-        if slab.fresh == arena.places:
-            mkv_back_huge(slab.headers, SLAB_BYTES)
     slab.used += 1
     arena.rows += 1
     row[0] = <row_t>(number << arena.place_bits) | place
@@ -95,27 +70,24 @@ cdef void arena_free(Arena* arena, row_t row) noexcept nogil:
     cdef uint32_t number = row >> arena.place_bits
     cdef uint32_t place = arena_place(arena, row)
     cdef Slab* slab = &arena.slabs[number]
-    slab.headers[place] = slab.free_first
+    (<uint64_t*>arena.bases[number])[place] = slab.free_first
     slab.free_first = place
     slab.used -= 1
     arena.rows -= 1
     if slab.used == 0:
-        arena.unused -= arena.places - slab.fresh
-        munmap(slab.headers, SLAB_BYTES)
-        slab.headers = NULL
+        pages_give(arena.pages, arena.bases[number])
+        arena.bases[number] = NULL
         arena.slabs_mapped -= 1
-        while arena.slabs_count and arena.slabs[arena.slabs_count - 1].headers == NULL:
+        while arena.slabs_count and arena.bases[arena.slabs_count - 1] == NULL:
             arena.slabs_count -= 1
     if number < arena.room_first:
         arena.room_first = number
 
 
 cdef size_t arena_size_bytes(const Arena* arena) noexcept nogil:
-    cdef size_t row_bytes = sizeof(uint64_t) + sizeof(float) * (
-        arena.embedding_floats + arena.state_floats)
     return (
-        <size_t>arena.slabs_mapped * SLAB_BYTES - <size_t>arena.unused * row_bytes
-        + arena.slabs_capacity * sizeof(Slab))
+        <size_t>arena.slabs_mapped * PIECE_BYTES
+        + arena.slabs_capacity * (sizeof(Slab) + sizeof(char*)))
 
 
 cdef uint32_t arena_close_sparse(Arena* arena) noexcept nogil:
@@ -132,7 +104,7 @@ cdef uint32_t arena_close_sparse(Arena* arena) noexcept nogil:
     for eighth in range(1, 7):
         for i in range(arena.slabs_count):
             slab = &arena.slabs[i]
-            if slab.headers == NULL or slab.closed or slab.used * 8 > arena.places * eighth:
+            if arena.bases[i] == NULL or slab.closed or slab.used * 8 > arena.places * eighth:
                 continue
             if moving + slab.used > room - (arena.places - slab.used):
                 return closed
@@ -151,31 +123,30 @@ cdef void arena_open_all(Arena* arena) noexcept nogil:
 
 
 cdef status_t slab_map(Arena* arena, uint32_t number) noexcept nogil:
-    cdef Slab* slabs = arena.slabs
     cdef uint32_t capacity = arena.slabs_capacity
+    cdef Slab* slabs
+    cdef char** bases
     # The last slab numbers are left out: row numbers there stand for rows in overflow.
     if number >= (<uint64_t>1 << (32 - arena.place_bits)) - 1:
         return STATUS_OUT_OF_MEMORY
     if number >= capacity:
         capacity = capacity * 2 if capacity else 4
-        slabs = <Slab*>realloc(slabs, capacity * sizeof(Slab))
+        slabs = <Slab*>realloc(arena.slabs, capacity * sizeof(Slab))
         if slabs == NULL:
             return STATUS_OUT_OF_MEMORY
         arena.slabs = slabs
+        bases = <char**>realloc(arena.bases, capacity * sizeof(char*))
+        if bases == NULL:
+            return STATUS_OUT_OF_MEMORY
+        arena.bases = bases
         arena.slabs_capacity = capacity
-    cdef char* base = map_aligned()
+    cdef char* base = pages_take(arena.pages)
     if base == NULL:
         return STATUS_OUT_OF_MEMORY
-    cdef Slab* slab = &slabs[number]
-    memset(slab, 0, sizeof(Slab))
-    slab.free_first = SLAB_NO_PLACE
-    slab.headers = <uint64_t*>base
-    cdef size_t offset = line_up(arena.places * sizeof(uint64_t))
-    slab.embeddings = <float*>(base + offset)
-    offset = line_up(offset + arena.places * arena.embedding_floats * sizeof(float))
-    slab.states = <float*>(base + offset)
+    arena.bases[number] = base
+    memset(&arena.slabs[number], 0, sizeof(Slab))
+    arena.slabs[number].free_first = SLAB_NO_PLACE
     arena.slabs_mapped += 1
-    arena.unused += arena.places
     if number == arena.slabs_count:
         arena.slabs_count += 1
     return STATUS_OK
@@ -183,16 +154,3 @@ cdef status_t slab_map(Arena* arena, uint32_t number) noexcept nogil:
 
 cdef inline size_t line_up(size_t offset) noexcept nogil:
     return (offset + LINE_BYTES - 1) & ~<size_t>(LINE_BYTES - 1)
-
-
-cdef char* map_aligned() noexcept nogil:
-    """Map twice the bytes and give back what lies outside the aligned slab."""
-    cdef char* base = <char*>mmap(
-        NULL, 2 * SLAB_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if base == <char*>MAP_FAILED:
-        return NULL
-    cdef size_t before = (SLAB_BYTES - (<uintptr_t>base & (SLAB_BYTES - 1))) & (SLAB_BYTES - 1)
-    if before:
-        munmap(base, before)
-    munmap(base + before + SLAB_BYTES, SLAB_BYTES - before)
-    return base + before

@@ -6,6 +6,7 @@ from libc.stdint cimport uint64_t
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
 from monolith_kv._hashing cimport SHARDS
+from monolith_kv._pages cimport Pages
 from monolith_kv._shard cimport Policy, Shard
 from monolith_kv._types cimport fid_t, status_t, unix_s_t
 
@@ -25,6 +26,7 @@ cdef class Barrier:
 cdef class Core:
     cdef Barrier barrier
     cdef Policy policy
+    cdef Pages pages
     cdef Shard shards[SHARDS]
     cdef size_t shards_made
 

@@ -17,6 +17,7 @@ from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, Segment, bucket_tag, cuck
 from monolith_kv._digest cimport RowDigest, digest_add, digest_row
 from monolith_kv._hashing cimport SHARDS, SHARD_BITS, hash_fid, hash_mix, hash_shard
 from monolith_kv._optimizers cimport optimizer_kernel, optimizer_state_floats
+from monolith_kv._pages cimport pages_create, pages_destroy, pages_spare_bytes
 from monolith_kv._row cimport row_is_cold
 from monolith_kv._shard cimport (
     SLOTS,
@@ -152,6 +153,7 @@ cdef class Core:
         cdef SlicePolicy* slice
         self.barrier = barrier
         memset(&self.policy, 0, sizeof(Policy))
+        raise_status(pages_create(&self.pages))
         self.policy.slices = <SlicePolicy*>calloc(len(slices), sizeof(SlicePolicy))
         if self.policy.slices == NULL:
             raise MemoryError("no memory for a table")
@@ -174,7 +176,7 @@ cdef class Core:
         for i in range(SHARDS):
             self.shards_made = i + 1
             raise_status(shard_create(
-                &self.shards[i], &self.policy, hash_mix(<uint64_t>seed + i)))
+                &self.shards[i], &self.policy, &self.pages, hash_mix(<uint64_t>seed + i)))
             self.shards[i].hand = <uint64_t>i << (64 - SHARD_BITS)
         self.set_optimizers([hyper for _, _, hyper, _, _, _, _ in slices])
 
@@ -185,6 +187,7 @@ cdef class Core:
         cdef size_t i
         for i in range(self.shards_made):
             shard_destroy(&self.shards[i])
+        pages_destroy(&self.pages)
         free(self.policy.slices)
         free(self.policy.ttl_s_by_slot)
         free(self.policy.threshold_by_slot)
@@ -342,6 +345,7 @@ cdef class Core:
                 shard.touched.capacity + shard.seal_fids.capacity + shard.seal_saved.capacity
                 + shard.snapshot_saved.capacity + shard.sightings.capacity)
         self.unlock_all()
+        rows += pages_spare_bytes(&self.pages)
         return {"rows": rows, "index": index, "sketch": sketch, "touched": touched}
 
     def counters(self):

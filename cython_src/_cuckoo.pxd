@@ -4,12 +4,14 @@ A bucket is one cache line of five cells; a fid lives in one of two buckets (Pag
 with buckets as in Dietzfelbinger and Weidling 2007). A 6-bit tag a cell says which are worth
 comparing; tag 0 is an empty cell. Each segment owns a range of hashes and grows by itself, by a
 part of its size and up to SEGMENT_ROWS_MAX, then splits in two (Fagin et al. 1979): so no caller
-ever waits for more than one segment to be rebuilt. Guarded by shard.lock.
+ever waits for more than one segment to be rebuilt. All but small segments are parts of pieces of
+the table's memory (see _pages.pxd). Guarded by shard.lock.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from monolith_kv._hashing cimport SHARD_BITS
+from monolith_kv._pages cimport Pages
 from monolith_kv._types cimport fid_t, row_t, status_t
 
 cdef enum:
@@ -29,13 +31,14 @@ cdef struct Segment:
     uint32_t depth          # leading hash bits, behind the shard's, that its fids share
 
 cdef struct Cuckoo:
+    Pages* pages
     Segment** directory     # by the leading `depth` bits; several entries may be one segment
     uint32_t depth
     uint64_t rows
     size_t size_bytes       # buckets, segments and directory
     uint64_t random         # state of the generator of multipliers and victims
 
-cdef status_t cuckoo_create(Cuckoo* index, uint64_t seed) noexcept nogil
+cdef status_t cuckoo_create(Cuckoo* index, Pages* pages, uint64_t seed) noexcept nogil
 cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil
 cdef void cuckoo_find(
     const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells

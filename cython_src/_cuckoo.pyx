@@ -12,14 +12,22 @@ from monolith_kv._hashing cimport (
     hash_mix,
     hash_tag,
 )
+from monolith_kv._pages cimport (
+    PARTS_MAX,
+    PIECE_BYTES,
+    Pages,
+    pages_give_part,
+    pages_take_part,
+    part_bytes,
+)
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t
 
 cdef extern from *:
     """
     #include <stdlib.h>
     #include <sys/mman.h>
-    /* Zeroed cache lines. Large pieces are mapped: the heap would keep them when they are freed,
-       and segments of all sizes come and go as an index grows. */
+    /* Whole cache lines, from the heap where they are few: large ones are mapped, since the heap
+       would keep them when they are freed. */
     #define MKV_MAPPED_FROM 65536
     static void *mkv_lines_allocate(size_t bytes) {
         void *lines = NULL;
@@ -27,12 +35,9 @@ cdef extern from *:
             lines = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
             return lines == MAP_FAILED ? NULL : lines;
         }
-        if (posix_memalign(&lines, 64, bytes)) return NULL;
-        for (size_t i = 0; i < bytes / sizeof(long); i++) ((long *)lines)[i] = 0;
-        return lines;
+        return posix_memalign(&lines, 64, bytes) ? NULL : lines;
     }
     static void mkv_lines_free(void *lines, size_t bytes) {
-        if (lines == NULL) return;
         if (bytes >= MKV_MAPPED_FROM) munmap(lines, bytes);
         else free(lines);
     }
@@ -48,15 +53,17 @@ cdef struct PathNode:
     uint32_t cell    # the cell of that fid there
 
 cdef enum:
-    SEGMENT_ROWS_MAX = 16384
+    SEGMENT_ROWS_MAX = 4096
     SEGMENT_BUCKETS_MIN = 4
+    PARTS_MIN = 4              # a segment grows up to a quarter of a piece, then it splits
     PATH_NODES_MAX = 400       # buckets that an insert may look at for a free cell
     TAG_ONES = 0x1041041       # the lowest bit of each of the five tags
     TAG_HIGHS = 0x20820820     # the highest
 
-# A segment is rebuilt when this full; with five cells a bucket moves seldom fail below 0.97.
-cdef double LOAD_MAX = 0.95
-# The fill after a rebuild: between memory (index bytes a row) and work (moves an insert).
+# A segment is rebuilt when this full: with five cells a bucket moves seldom fail below 0.97, but
+# from here on an insertion moves many.
+cdef double LOAD_MAX = 0.92
+# The fill after a rebuild, at most: between memory (index bytes a row) and work (moves an insert).
 cdef double LOAD_REBUILT = 0.80
 
 
@@ -158,11 +165,11 @@ cdef void cuckoo_erase(Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
 
 cdef inline int bucket_room(const Bucket* bucket) noexcept nogil:
     """An empty cell, or -1."""
-    cdef int cell
-    for cell in range(BUCKET_CELLS):
-        if bucket_tag(bucket, cell) == 0:
-            return cell
-    return -1
+    # The high bit of a tag in `full` is set unless the tag is zero.
+    cdef uint32_t highs = <uint32_t>TAG_HIGHS
+    cdef uint32_t full = ((bucket.tags & ~highs) + (highs - <uint32_t>TAG_ONES)) | bucket.tags
+    full = ~full & highs
+    return <int>(<uint32_t>__builtin_ctz(full) // 6) if full else -1
 
 
 cdef inline void bucket_put(
@@ -180,39 +187,56 @@ cdef bint segment_place(
 
     False: no path was found within PATH_NODES_MAX buckets, and nothing has moved.
     """
+    cdef uint32_t first = hash_bucket_first(hashed, segment.multiplier, segment.buckets_count)
+    cdef uint32_t second = hash_bucket_second(hashed, segment.multiplier, segment.buckets_count)
+    cdef uint32_t target = first
+    cdef int room = bucket_room(&segment.buckets[first])
+    if room < 0:
+        target = second
+        room = bucket_room(&segment.buckets[second])
+    if room < 0:
+        room = path_clear(segment, first, second, &target)
+    if room < 0:
+        return False
+    bucket_put(&segment.buckets[target], room, fid, hash_tag(hashed), row)
+    segment.used += 1
+    return True
+
+
+cdef int path_clear(
+    Segment* segment, uint32_t first, uint32_t second, uint32_t* target
+) noexcept nogil:
+    """Free a cell of one of two full buckets, `target`; which cell, or -1: nothing has moved."""
     cdef PathNode nodes[PATH_NODES_MAX]
-    cdef uint32_t buckets_count = segment.buckets_count
     cdef int count = 2
     cdef int head = 0
     cdef int room
     cdef uint32_t cell, other
     cdef uint64_t mixed
     cdef Bucket* bucket
-    nodes[0].bucket = hash_bucket_first(hashed, segment.multiplier, buckets_count)
-    nodes[1].bucket = hash_bucket_second(hashed, segment.multiplier, buckets_count)
+    nodes[0].bucket = first
+    nodes[1].bucket = second
     nodes[0].parent = nodes[1].parent = -1
     while head < count:
         bucket = &segment.buckets[nodes[head].bucket]
-        room = bucket_room(bucket)
-        if room >= 0:
-            path_free(segment, nodes, &head, &room)
-            bucket_put(&segment.buckets[nodes[head].bucket], room, fid, hash_tag(hashed), row)
-            segment.used += 1
-            return True
         for cell in range(BUCKET_CELLS):
             if count == PATH_NODES_MAX:
-                break
+                return -1
             mixed = hash_fid(bucket.fids[cell])
-            other = hash_bucket_first(mixed, segment.multiplier, buckets_count)
+            other = hash_bucket_first(mixed, segment.multiplier, segment.buckets_count)
             if other == nodes[head].bucket:
-                other = hash_bucket_second(mixed, segment.multiplier, buckets_count)
-            if not path_visits(nodes, head, other):
-                nodes[count].bucket = other
-                nodes[count].parent = head
-                nodes[count].cell = cell
-                count += 1
+                other = hash_bucket_second(mixed, segment.multiplier, segment.buckets_count)
+            if path_visits(nodes, head, other):
+                continue
+            nodes[count].bucket = other
+            nodes[count].parent = head
+            nodes[count].cell = cell
+            room = bucket_room(&segment.buckets[other])
+            if room >= 0:
+                return path_free(segment, nodes, count, room, target)
+            count += 1
         head += 1
-    return False
+    return -1
 
 
 cdef inline bint path_visits(
@@ -225,23 +249,23 @@ cdef inline bint path_visits(
     return False
 
 
-cdef void path_free(
-    Segment* segment, const PathNode* nodes, int* node, int* room
+cdef int path_free(
+    Segment* segment, const PathNode* nodes, int node, int room, uint32_t* target
 ) noexcept nogil:
-    """Move the fids along a path up, last one first; node and room: the cell that is free then."""
+    """Move the fids along a path up, last one first; the cell of `target` that is free then."""
     cdef Bucket* source
-    cdef int parent = nodes[node[0]].parent
     cdef int cell
-    while parent >= 0:
-        source = &segment.buckets[nodes[parent].bucket]
-        cell = <int>nodes[node[0]].cell
+    while nodes[node].parent >= 0:
+        source = &segment.buckets[nodes[nodes[node].parent].bucket]
+        cell = <int>nodes[node].cell
         bucket_put(
-            &segment.buckets[nodes[node[0]].bucket], room[0],
+            &segment.buckets[nodes[node].bucket], room,
             source.fids[cell], bucket_tag(source, cell), source.rows[cell])
         # Whoever comes next, the newcomer at last, is put over what is left behind here.
-        room[0] = cell
-        node[0] = parent
-        parent = nodes[parent].parent
+        room = cell
+        node = nodes[node].parent
+    target[0] = nodes[node].bucket
+    return room
 
 
 # --- growth ----------------------------------------------------------------------------------
@@ -250,9 +274,29 @@ cdef inline uint32_t segment_rows_max(const Segment* segment) noexcept nogil:
     return <uint32_t>(LOAD_MAX * BUCKET_CELLS * segment.buckets_count)
 
 
-cdef inline uint32_t buckets_for(uint64_t rows) noexcept nogil:
+cdef inline uint32_t part_buckets(uint32_t parts) noexcept nogil:
+    return <uint32_t>(part_bytes(parts) // sizeof(Bucket))
+
+
+cdef uint32_t buckets_parts(uint32_t buckets_count) noexcept nogil:
+    """Into how many parts a piece is cut whose parts have so many buckets; 0: none has."""
+    cdef uint32_t parts
+    for parts in range(1, PARTS_MAX + 1):
+        if part_buckets(parts) == buckets_count:
+            return parts
+    return 0
+
+
+cdef uint32_t buckets_for(uint64_t rows) noexcept nogil:
     cdef uint32_t count = <uint32_t>(rows / (LOAD_REBUILT * BUCKET_CELLS)) + 1
-    return count if count > SEGMENT_BUCKETS_MIN else SEGMENT_BUCKETS_MIN
+    cdef uint32_t parts = PARTS_MAX
+    if count < SEGMENT_BUCKETS_MIN:
+        return SEGMENT_BUCKETS_MIN
+    if count <= part_buckets(PARTS_MAX) // 2 or count > part_buckets(1):
+        return count
+    while part_buckets(parts) < count:
+        parts -= 1
+    return part_buckets(parts)
 
 
 cdef inline uint64_t cuckoo_random(Cuckoo* index) noexcept nogil:
@@ -265,16 +309,39 @@ cdef status_t segment_grow(Cuckoo* index, Segment* segment, uint64_t hashed) noe
     # Hashes that share many leading bits would split for ever: the directory may have four times
     # the entries that evenly spread rows would need, then the segment grows instead.
     cdef bint sparse = (<uint64_t>SEGMENT_ROWS_MAX << segment.depth) > 4 * index.rows
-    if segment.used >= SEGMENT_ROWS_MAX and not sparse:
+    if segment.buckets_count >= part_buckets(PARTS_MIN) and not sparse:
         return segment_split(index, segment, hashed)
     cdef uint32_t count = buckets_for(segment.used + 1)
     if count <= segment.buckets_count:
-        count = segment.buckets_count + segment.buckets_count // 8 + 1
+        count = buckets_more(segment.buckets_count)
     return segment_rebuild(index, segment, count)
 
 
-cdef inline void buckets_free(Segment* segment) noexcept nogil:
-    mkv_lines_free(segment.buckets, segment.buckets_count * sizeof(Bucket))
+cdef inline uint32_t buckets_more(uint32_t buckets_count) noexcept nogil:
+    return buckets_for(<uint64_t>((buckets_count * 9 // 8) * (LOAD_REBUILT * BUCKET_CELLS)))
+
+
+cdef Bucket* buckets_allocate(Cuckoo* index, uint32_t buckets_count) noexcept nogil:
+    """Empty buckets, or NULL where memory lacks."""
+    cdef uint32_t parts = buckets_parts(buckets_count)
+    cdef size_t size_bytes = buckets_count * sizeof(Bucket)
+    cdef Bucket* buckets
+    if parts:
+        buckets = <Bucket*>pages_take_part(index.pages, parts)
+    else:
+        buckets = <Bucket*>mkv_lines_allocate(size_bytes)
+    if buckets != NULL:
+        memset(buckets, 0, size_bytes)
+    return buckets
+
+
+cdef void buckets_free(Cuckoo* index, Segment* segment) noexcept nogil:
+    if segment.buckets == NULL:
+        return
+    if buckets_parts(segment.buckets_count):
+        pages_give_part(index.pages, segment.buckets)
+    else:
+        mkv_lines_free(segment.buckets, segment.buckets_count * sizeof(Bucket))
 
 
 cdef status_t segment_fill(
@@ -288,8 +355,8 @@ cdef status_t segment_fill(
     target.buckets = NULL
     target.buckets_count = 0
     while not placed:
-        buckets_free(target)
-        target.buckets = <Bucket*>mkv_lines_allocate(buckets_count * sizeof(Bucket))
+        buckets_free(index, target)
+        target.buckets = buckets_allocate(index, buckets_count)
         if target.buckets == NULL:
             return STATUS_OUT_OF_MEMORY
         target.buckets_count = buckets_count
@@ -306,7 +373,7 @@ cdef status_t segment_fill(
                     continue
                 placed = segment_place(target, bucket.fids[cell], hashed, bucket.rows[cell])
         # A multiplier that leaves a fid without a place is bad luck: another, and a little room.
-        buckets_count += buckets_count // 8 + 1
+        buckets_count = buckets_more(buckets_count)
     return STATUS_OK
 
 
@@ -318,7 +385,7 @@ cdef status_t segment_rebuild(
         return STATUS_OUT_OF_MEMORY
     index.size_bytes += rebuilt.buckets_count * sizeof(Bucket)
     index.size_bytes -= segment.buckets_count * sizeof(Bucket)
-    buckets_free(segment)
+    buckets_free(index, segment)
     segment.buckets = rebuilt.buckets
     segment.buckets_count = rebuilt.buckets_count
     segment.multiplier = rebuilt.multiplier
@@ -338,13 +405,13 @@ cdef status_t segment_split(Cuckoo* index, Segment* segment, uint64_t hashed) no
     lower.buckets = NULL
     if (segment_fill(index, &lower, segment, 0, count) != STATUS_OK
             or segment_fill(index, upper, segment, 1, count) != STATUS_OK):
-        buckets_free(&lower)
-        buckets_free(upper)
+        buckets_free(index, &lower)
+        buckets_free(index, upper)
         free(upper)
         return STATUS_OUT_OF_MEMORY
     index.size_bytes += sizeof(Segment) + sizeof(Bucket) * (
         lower.buckets_count + upper.buckets_count - segment.buckets_count)
-    buckets_free(segment)
+    buckets_free(index, segment)
     lower.depth = upper.depth = segment.depth + 1
     segment[0] = lower
     # The upper half of the entries that were this segment's now lead to the new one.
@@ -388,11 +455,12 @@ cdef uint64_t segment_end(const Segment* segment, uint64_t position) noexcept no
 
 # --- life ------------------------------------------------------------------------------------
 
-cdef status_t cuckoo_create(Cuckoo* index, uint64_t seed) noexcept nogil:
+cdef status_t cuckoo_create(Cuckoo* index, Pages* pages, uint64_t seed) noexcept nogil:
     cdef Segment nothing
     cdef Segment* segment = <Segment*>malloc(sizeof(Segment))
     memset(index, 0, sizeof(Cuckoo))
     memset(&nothing, 0, sizeof(Segment))
+    index.pages = pages
     index.random = seed
     index.directory = <Segment**>malloc(sizeof(Segment*))
     if segment != NULL:
@@ -418,7 +486,7 @@ cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil:
         while i < entries:
             segment = index.directory[i]
             i += <size_t>1 << (index.depth - segment.depth)
-            buckets_free(segment)
+            buckets_free(index, segment)
             free(segment)
     free(index.directory)
     memset(index, 0, sizeof(Cuckoo))

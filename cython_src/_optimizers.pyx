@@ -6,6 +6,10 @@ widen all of them. Nothing in the inner loops branches, so that they vectorise.
 
 from libc.math cimport fabsf, powf, sqrtf
 
+cdef extern from "dispatch.h":
+    # Returns nothing, and is compiled for several widths of vectors.
+    ctypedef void wide_void "MKV_WIDE void"
+
 cdef enum:
     MEAN_LANES = 8   # RowWiseAdagrad adds squares in as many partial sums: the loop vectorises.
 
@@ -51,7 +55,7 @@ cdef void optimizer_initial_state(
         state[j] = value
 
 
-cdef void step_sgd(
+cdef wide_void step_sgd(
     const OptimizerParameters* p, const SliceSpan* span,
     float** embeddings, float** states, const float** gradients, size_t rows,
 ) noexcept nogil:
@@ -67,7 +71,7 @@ cdef void step_sgd(
             w[j] = w[j] - lr * g[j]
 
 
-cdef void step_momentum(
+cdef wide_void step_momentum(
     const OptimizerParameters* p, const SliceSpan* span,
     float** embeddings, float** states, const float** gradients, size_t rows,
 ) noexcept nogil:
@@ -87,7 +91,7 @@ cdef void step_momentum(
             w[j] = w[j] - lr * momentum[j]
 
 
-cdef void step_adagrad(
+cdef wide_void step_adagrad(
     const OptimizerParameters* p, const SliceSpan* span,
     float** embeddings, float** states, const float** gradients, size_t rows,
 ) noexcept nogil:
@@ -127,7 +131,7 @@ cdef inline float mean_square(const float* g, size_t dim) noexcept nogil:
     return <float>(total / <double>dim)
 
 
-cdef void step_rowwise_adagrad(
+cdef wide_void step_rowwise_adagrad(
     const OptimizerParameters* p, const SliceSpan* span,
     float** embeddings, float** states, const float** gradients, size_t rows,
 ) noexcept nogil:
@@ -148,7 +152,7 @@ cdef void step_rowwise_adagrad(
             w[j] = w[j] - lr * g[j] / root
 
 
-cdef void step_rmsprop(
+cdef wide_void step_rmsprop(
     const OptimizerParameters* p, const SliceSpan* span,
     float** embeddings, float** states, const float** gradients, size_t rows,
 ) noexcept nogil:
@@ -182,7 +186,7 @@ cdef inline double power_of(double base, float exponent) noexcept nogil:
     return power
 
 
-cdef void step_adam(
+cdef wide_void step_adam(
     const OptimizerParameters* p, const SliceSpan* span,
     float** embeddings, float** states, const float** gradients, size_t rows,
 ) noexcept nogil:
@@ -228,7 +232,7 @@ cdef inline float ftrl_weight(
     return weight if fabsf(z) > l1 else <float>0.0
 
 
-cdef void step_ftrl(
+cdef wide_void step_ftrl(
     const OptimizerParameters* p, const SliceSpan* span,
     float** embeddings, float** states, const float** gradients, size_t rows,
 ) noexcept nogil:

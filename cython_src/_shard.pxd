@@ -20,15 +20,10 @@ from monolith_kv._cuckoo cimport Cuckoo, FIND_GROUP
 from monolith_kv._digest cimport RowDigest
 from monolith_kv._initializers cimport Initializer
 from monolith_kv._optimizers cimport OptimizerParameters, SliceSpan, optimizer_kernel_t
+from monolith_kv._pages cimport Pages, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from monolith_kv._row cimport ROW_HEAT_MAX, ROW_HEAT_SHIFT
 from monolith_kv._sketch cimport Sketch
 from monolith_kv._types cimport fid_t, row_t, status_t, unix_s_t
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 cdef enum:
     SLOTS = 65536      # a slot is the top 16 bits of a fid
@@ -93,7 +88,8 @@ cdef struct Group:
     uint64_t hashes[FIND_GROUP]
     row_t* cells[FIND_GROUP]
 
-cdef status_t shard_create(Shard* shard, const Policy* policy, uint64_t seed) noexcept nogil
+cdef status_t shard_create(
+    Shard* shard, const Policy* policy, Pages* pages, uint64_t seed) noexcept nogil
 cdef void shard_destroy(Shard* shard) noexcept nogil
 
 # --- for the modules that look at a shard in other ways

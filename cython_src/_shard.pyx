@@ -31,6 +31,7 @@ from monolith_kv._cuckoo cimport (
 from monolith_kv._digest cimport digest_add, digest_row, digest_subtract
 from monolith_kv._initializers cimport initializer_fill
 from monolith_kv._optimizers cimport optimizer_initial_state
+from monolith_kv._pages cimport Pages
 from monolith_kv._row cimport (
     ROW_HEAT_SHIFT,
     ROW_SNAPSHOT,
@@ -61,15 +62,17 @@ cdef enum:
     PREFETCH_FLOATS_MAX = 512   # of a longer row the hardware prefetcher fetches the rest
 
 
-cdef status_t shard_create(Shard* shard, const Policy* policy, uint64_t seed) noexcept nogil:
+cdef status_t shard_create(
+    Shard* shard, const Policy* policy, Pages* pages, uint64_t seed
+) noexcept nogil:
     memset(shard, 0, sizeof(Shard))
     shard.policy = policy
     shard.touched_flag = ROW_TOUCHED_EVEN
     if pthread_mutex_init(&shard.lock, NULL) != 0:
         return STATUS_OUT_OF_MEMORY
-    if cuckoo_create(&shard.index, seed) != STATUS_OK:
+    if cuckoo_create(&shard.index, pages, seed) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
-    return arena_create(&shard.arena, policy.dim, policy.state_floats)
+    return arena_create(&shard.arena, pages, policy.dim, policy.state_floats)
 
 
 cdef void shard_destroy(Shard* shard) noexcept nogil:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CYTHON_RANKS = [
     ["_types"],
     ["_hashing", "_row", "_buffer"],
+    ["_pages"],
     ["_batch", "_checksum", "_digest", "_arena", "_sketch", "_initializers", "_optimizers"],
     ["_codec", "_cuckoo"],
     ["_shard"],

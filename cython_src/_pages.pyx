@@ -1,0 +1,194 @@
+"""Memory of a table. See _pages.pxd."""
+
+from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+
+from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, status_t
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void* address, size_t length)
+    int madvise(void* address, size_t length, int advice)
+    int PROT_READ
+    int PROT_WRITE
+    int MAP_PRIVATE
+    int MAP_ANONYMOUS
+    int MADV_DONTNEED
+    void* MAP_FAILED
+
+cdef extern from *:
+    """
+    #include <sys/mman.h>
+    /* Where the system gives no huge pages, small ones stay, and all that is lost is speed. */
+    static void mkv_ask_huge(void *region, size_t bytes) {
+    #ifdef MADV_HUGEPAGE
+        madvise(region, bytes, MADV_HUGEPAGE);
+    #endif
+    }
+    """
+    void mkv_ask_huge(void* region, size_t size_bytes) noexcept nogil
+    int __builtin_ctz(unsigned int value) noexcept nogil
+
+cdef enum:
+    REGION_BYTES = 2097152
+    REGION_PIECES = 8
+    # A small table should cost no more than its rows: its first regions have small pages.
+    SMALL_REGIONS = 4
+    # Free pieces that keep their memory: as many, or this share of all.
+    SPARE_MIN = 16
+    SPARE_SHARE = 32
+
+
+cdef status_t pages_create(Pages* pages) noexcept nogil:
+    memset(pages, 0, sizeof(Pages))
+    return STATUS_OUT_OF_MEMORY if pthread_mutex_init(&pages.lock, NULL) else STATUS_OK
+
+
+cdef void pages_destroy(Pages* pages) noexcept nogil:
+    cdef uint32_t i
+    for i in range(pages.regions_count):
+        munmap(pages.regions[i], REGION_BYTES)
+    free(pages.regions)
+    free(pages.free)
+    pthread_mutex_destroy(&pages.lock)
+    memset(pages, 0, sizeof(Pages))
+
+
+cdef char* pages_take(Pages* pages) noexcept nogil:
+    cdef char* piece
+    pthread_mutex_lock(&pages.lock)
+    piece = locked_take(pages)
+    pthread_mutex_unlock(&pages.lock)
+    return piece
+
+
+cdef void pages_give(Pages* pages, void* piece) noexcept nogil:
+    pthread_mutex_lock(&pages.lock)
+    locked_give(pages, <char*>piece)
+    pthread_mutex_unlock(&pages.lock)
+
+
+cdef char* pages_take_part(Pages* pages, uint32_t parts) noexcept nogil:
+    cdef PieceHead* head
+    cdef uint32_t part
+    pthread_mutex_lock(&pages.lock)
+    head = pages.partial[parts]
+    if head == NULL:
+        head = <PieceHead*>locked_take(pages)
+        if head != NULL:
+            head.parts = parts
+            head.used = 0
+            partial_link(pages, head)
+    if head == NULL:
+        pthread_mutex_unlock(&pages.lock)
+        return NULL
+    part = <uint32_t>__builtin_ctz(~head.used)
+    head.used |= <uint32_t>1 << part
+    if head.used == (<uint32_t>1 << parts) - 1:
+        partial_unlink(pages, head)
+    pthread_mutex_unlock(&pages.lock)
+    return <char*>head + 64 + part * part_bytes(parts)
+
+
+cdef void pages_give_part(Pages* pages, void* part) noexcept nogil:
+    cdef PieceHead* head = <PieceHead*>(<uintptr_t>part & ~<uintptr_t>(PIECE_BYTES - 1))
+    cdef size_t offset = <char*>part - <char*>head - 64
+    pthread_mutex_lock(&pages.lock)
+    if head.used == (<uint32_t>1 << head.parts) - 1:
+        partial_link(pages, head)
+    head.used &= ~(<uint32_t>1 << <uint32_t>(offset // part_bytes(head.parts)))
+    if head.used == 0:
+        partial_unlink(pages, head)
+        locked_give(pages, <char*>head)
+    pthread_mutex_unlock(&pages.lock)
+
+
+cdef size_t pages_spare_bytes(Pages* pages) noexcept nogil:
+    """What is mapped, may hold memory and belongs to nobody."""
+    cdef size_t spare
+    pthread_mutex_lock(&pages.lock)
+    spare = <size_t>(pages.free_count - pages.dry_count) * PIECE_BYTES
+    pthread_mutex_unlock(&pages.lock)
+    return spare
+
+
+cdef void partial_link(Pages* pages, PieceHead* head) noexcept nogil:
+    head.next = pages.partial[head.parts]
+    head.previous = NULL
+    if head.next != NULL:
+        head.next.previous = head
+    pages.partial[head.parts] = head
+
+
+cdef void partial_unlink(Pages* pages, PieceHead* head) noexcept nogil:
+    if head.previous == NULL:
+        pages.partial[head.parts] = head.next
+    else:
+        head.previous.next = head.next
+    if head.next != NULL:
+        head.next.previous = head.previous
+
+
+cdef char* locked_take(Pages* pages) noexcept nogil:
+    """The piece freed last: those that keep their memory lie on top of those that do not."""
+    if pages.free_count == 0 and region_map(pages) != STATUS_OK:
+        return NULL
+    pages.free_count -= 1
+    if pages.dry_count > pages.free_count:
+        pages.dry_count = pages.free_count
+    return pages.free[pages.free_count]
+
+
+cdef void locked_give(Pages* pages, char* piece) noexcept nogil:
+    cdef uint32_t spare = pages.pieces_count // SPARE_SHARE
+    pages.free[pages.free_count] = piece
+    pages.free_count += 1
+    if pages.free_count - pages.dry_count <= (spare if spare > SPARE_MIN else SPARE_MIN):
+        return
+    # Those that were freed first: they are the last to be used again.
+    madvise(pages.free[pages.dry_count], PIECE_BYTES, MADV_DONTNEED)
+    pages.dry_count += 1
+
+
+cdef status_t region_map(Pages* pages) noexcept nogil:
+    """Map twice the bytes and give back what lies outside the aligned region."""
+    cdef uint32_t capacity = pages.regions_capacity
+    cdef char** grown
+    cdef char* base
+    cdef size_t before
+    cdef int i
+    if pages.regions_count == capacity:
+        capacity = capacity * 2 if capacity else 4
+        grown = <char**>realloc(pages.regions, capacity * sizeof(char*))
+        if grown == NULL:
+            return STATUS_OUT_OF_MEMORY
+        pages.regions = grown
+        grown = <char**>realloc(pages.free, <size_t>capacity * REGION_PIECES * sizeof(char*))
+        if grown == NULL:
+            return STATUS_OUT_OF_MEMORY
+        pages.free = grown
+        pages.regions_capacity = capacity
+    base = <char*>mmap(
+        NULL, 2 * REGION_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if base == <char*>MAP_FAILED:
+        return STATUS_OUT_OF_MEMORY
+    before = (REGION_BYTES - (<uintptr_t>base & (REGION_BYTES - 1))) & (REGION_BYTES - 1)
+    if before:
+        munmap(base, before)
+    munmap(base + before + REGION_BYTES, REGION_BYTES - before)
+    base += before
+    if pages.regions_count >= SMALL_REGIONS:
+        mkv_ask_huge(base, REGION_BYTES)
+    pages.regions[pages.regions_count] = base
+    pages.regions_count += 1
+    pages.pieces_count += REGION_PIECES
+    for i in range(REGION_PIECES):
+        # The lowest on top.
+        pages.free[pages.free_count] = base + (REGION_PIECES - 1 - i) * PIECE_BYTES
+        pages.free_count += 1
+    return STATUS_OK
