@@ -22,6 +22,7 @@ from monolith_kv._row cimport row_is_cold
 from monolith_kv._shard cimport (
     SLOTS,
     SlicePolicy,
+    locked_sum_all,
     pthread_mutex_lock,
     pthread_mutex_unlock,
     shard_create,
@@ -327,6 +328,7 @@ cdef class Core:
         total.low = total.high = 0
         self.lock_all()
         for i in range(SHARDS):
+            locked_sum_all(&self.shards[i])
             digest_add(&total, self.shards[i].digest)
         self.unlock_all()
         return total.low, total.high
@@ -384,6 +386,7 @@ cdef class Core:
             with nogil:
                 pthread_mutex_lock(&self.shards[i].lock)
             try:
+                locked_sum_all(&self.shards[i])
                 check_shard(&self.shards[i], i, problems)
             finally:
                 pthread_mutex_unlock(&self.shards[i].lock)

@@ -4,7 +4,8 @@ The header word of a row that is in memory, from the low end:
 
     bits  0..2   flags that follow the record into overflow (ROW_FLAGS)
     bits  3..4   heat: how warm the row is for eviction
-    bits  5..23  spare
+    bit   5      its digest is not in the shard's sum (ROW_UNSUMMED)
+    bits  6..23  spare
     bits 24..63  last push, upsert or insertion, whole seconds since the epoch
 
 Header, embedding and state of a row lie in three arrays of a slab (see _arena.pxd), so that a
@@ -23,6 +24,8 @@ cdef enum:
 
     ROW_HEAT_SHIFT = 3
     ROW_HEAT_MAX = 3
+
+    ROW_UNSUMMED = 32
 
     ROW_TIME_SHIFT = 24
 

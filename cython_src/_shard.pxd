@@ -6,6 +6,10 @@ bits in their headers: what was touched since the last seal, what a seal that is
 to read, and what a snapshot that is under way still has to read. A row that changes while one of
 the latter two still wants it is packed first (copy on write), so a view is of one instant.
 
+The digest of a row that is trained over and over is not kept up at each change: its old one is
+taken out of the sum at the first (ROW_UNSUMMED), the new one is put in when a seal reads the row or
+somebody asks. Such a row is always among those touched since the last seal, or in a seal's way.
+
 Functions shard_* of the modules above this one lock the shard; functions whose name begins with
 `locked_` are called with the lock held. Cold rows are never changed: whoever changes
 ids promotes their rows before.
@@ -67,7 +71,7 @@ cdef struct Shard:
     Sketch sketch
     Buffer sightings               # counted since the last take: see _admission.pyx
     size_t sightings_run           # where in it the run of this call begins
-    RowDigest digest
+    RowDigest digest               # of cold rows and of all others that are not ROW_UNSUMMED
     uint64_t cold_rows
     Counters counters
     Buffer touched                 # fids; some may be there twice
@@ -101,7 +105,8 @@ cdef void group_prefetch(
 ) noexcept nogil
 cdef status_t locked_reserve(Shard* shard, size_t rows) noexcept nogil
 cdef void locked_before_change(Shard* shard, fid_t fid, row_t row) noexcept nogil
-cdef void locked_after_change(Shard* shard, fid_t fid, row_t row) noexcept nogil
+cdef void locked_sum(Shard* shard, fid_t fid, row_t row) noexcept nogil
+cdef void locked_sum_all(Shard* shard) noexcept nogil
 cdef void locked_save(Shard* shard, fid_t fid, row_t row) noexcept nogil
 cdef void locked_pack(const Shard* shard, fid_t fid, row_t row, uint8_t* out) noexcept nogil
 cdef status_t locked_new_row(

@@ -14,6 +14,7 @@ from monolith_kv._arena cimport (
 )
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport (
+    Buffer,
     buffer_append_u64,
     buffer_extend,
     buffer_free,
@@ -29,6 +30,7 @@ from monolith_kv._cuckoo cimport (
     cuckoo_insert,
 )
 from monolith_kv._digest cimport digest_add, digest_row, digest_subtract
+from monolith_kv._hashing cimport hash_fid
 from monolith_kv._initializers cimport initializer_fill
 from monolith_kv._optimizers cimport optimizer_initial_state
 from monolith_kv._pages cimport Pages
@@ -37,6 +39,7 @@ from monolith_kv._row cimport (
     ROW_SNAPSHOT,
     ROW_TIME_SHIFT,
     ROW_TOUCHED_EVEN,
+    ROW_UNSUMMED,
     row_is_cold,
     row_time,
 )
@@ -124,14 +127,47 @@ cdef void locked_save(Shard* shard, fid_t fid, row_t row) noexcept nogil:
 
 
 cdef void locked_before_change(Shard* shard, fid_t fid, row_t row) noexcept nogil:
+    """Keep a row for the views and take its digest out; locked_sum or locked_touch comes after."""
+    cdef uint64_t* header = arena_header(&shard.arena, row)
     locked_save(shard, fid, row)
-    digest_subtract(
-        &shard.digest, digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
+    if not header[0] & ROW_UNSUMMED:
+        header[0] |= ROW_UNSUMMED
+        digest_subtract(
+            &shard.digest, digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
 
 
-cdef void locked_after_change(Shard* shard, fid_t fid, row_t row) noexcept nogil:
-    digest_add(
-        &shard.digest, digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
+cdef void locked_sum(Shard* shard, fid_t fid, row_t row) noexcept nogil:
+    """Put a row's digest into the sum, unless it is there."""
+    cdef uint64_t* header = arena_header(&shard.arena, row)
+    if header[0] & ROW_UNSUMMED:
+        header[0] &= ~<uint64_t>ROW_UNSUMMED
+        digest_add(
+            &shard.digest, digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
+
+
+cdef void locked_sum_all(Shard* shard) noexcept nogil:
+    """After this the sum is of all rows. It costs what changed since the last time."""
+    locked_sum_listed(shard, &shard.seal_fids)
+    locked_sum_listed(shard, &shard.touched)
+
+
+cdef void locked_sum_listed(Shard* shard, const Buffer* listed) noexcept nogil:
+    cdef const fid_t* fids = <const fid_t*>listed.data
+    cdef size_t left = listed.count // sizeof(fid_t)
+    cdef size_t i
+    cdef Group group
+    while left:
+        group.count = left if left < FIND_GROUP else FIND_GROUP
+        for i in range(group.count):
+            group.fids[i] = fids[i]
+            group.hashes[i] = hash_fid(fids[i])
+        cuckoo_find(&shard.index, group.fids, group.hashes, group.count, group.cells)
+        group_prefetch(shard, &group, True, False, True)
+        for i in range(group.count):
+            if group.cells[i] != NULL and not row_is_cold(group.cells[i][0]):
+                locked_sum(shard, group.fids[i], group.cells[i][0])
+        fids += group.count
+        left -= group.count
 
 
 cdef void locked_remove(Shard* shard, fid_t fid, uint64_t hashed, row_t row) noexcept nogil:
@@ -165,12 +201,12 @@ cdef status_t locked_new_row(
                 &slice.initializer, fid, values + slice.span.embedding_offset, slice.span.dim)
         optimizer_initial_state(&slice.optimizer, state + slice.span.state_offset, slice.span.dim)
     header[0] = (
-        (<uint64_t>now << ROW_TIME_SHIFT) | (<uint64_t>1 << ROW_HEAT_SHIFT) | shard.snapshot_flag)
+        (<uint64_t>now << ROW_TIME_SHIFT) | (<uint64_t>1 << ROW_HEAT_SHIFT) | shard.snapshot_flag
+        | ROW_UNSUMMED)
     if cuckoo_insert(&shard.index, fid, hashed, row) != STATUS_OK:
         arena_free(&shard.arena, row)
         return STATUS_OUT_OF_MEMORY
     locked_touch(shard, fid, header)
-    locked_after_change(shard, fid, row)
     shard.counters.inserted += 1
     return STATUS_OK
 

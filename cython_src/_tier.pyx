@@ -32,6 +32,7 @@ from monolith_kv._row cimport (
     ROW_TIME_SHIFT,
     ROW_TOUCHED_EVEN,
     ROW_TOUCHED_ODD,
+    ROW_UNSUMMED,
     row_clamp_time,
     row_cold,
     row_is_cold,
@@ -42,10 +43,10 @@ from monolith_kv._shard cimport (
     Shard,
     group_fill,
     group_prefetch,
-    locked_after_change,
     locked_before_change,
     locked_pack,
     locked_reserve,
+    locked_sum,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
@@ -82,15 +83,17 @@ cdef status_t locked_apply(
         locked_before_change(shard, fid, cell[0])
         bits = arena_header(&shard.arena, cell[0])[0] & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1)
         row_load(shard, cell[0], record, bits)
-        locked_after_change(shard, fid, cell[0])
+        locked_sum(shard, fid, cell[0])
         return STATUS_OK
     if arena_allocate(&shard.arena, &row) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
-    row_load(shard, row, record, (<uint64_t>1 << ROW_HEAT_SHIFT) | shard.snapshot_flag)
+    row_load(
+        shard, row, record,
+        (<uint64_t>1 << ROW_HEAT_SHIFT) | shard.snapshot_flag | ROW_UNSUMMED)
     if cuckoo_insert(&shard.index, fid, hashed, row) != STATUS_OK:
         arena_free(&shard.arena, row)
         return STATUS_OUT_OF_MEMORY
-    locked_after_change(shard, fid, row)
+    locked_sum(shard, fid, row)
     return STATUS_OK
 
 
@@ -206,6 +209,7 @@ cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexc
         if cell == NULL or row_is_cold(cell[0]):
             continue
         row = cell[0]
+        locked_sum(shard, batch.fids[position], row)
         cell[0] = row_cold(arena_header(&shard.arena, row)[0])
         arena_free(&shard.arena, row)
         evicted += 1

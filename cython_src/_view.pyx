@@ -30,6 +30,7 @@ from monolith_kv._shard cimport (
     group_fill,
     group_prefetch,
     locked_pack,
+    locked_sum,
     pthread_mutex_lock,
     pthread_mutex_unlock,
     seal_flag,
@@ -89,6 +90,7 @@ cdef status_t shard_seal_read(
                 buffer_append_u64(cold, group.fids[i])
             else:
                 cell_clear(shard, cell, seal_flag(shard))
+                locked_sum(shard, group.fids[i], cell[0])
                 locked_pack(
                     shard, group.fids[i], cell[0], buffer_extend(records, record_bytes))
         start += group.count

@@ -14,7 +14,6 @@ from monolith_kv._shard cimport (
     group_fill,
     group_prefetch,
     header_warm,
-    locked_after_change,
     locked_before_change,
     locked_new_row,
     locked_remove,
@@ -55,9 +54,7 @@ cdef void locked_push_group(
             &policy.slices[i].optimizer, &policy.slices[i].span,
             embeddings, states, steps, count)
     for i in range(count):
-        row = group.cells[members[i]][0]
-        locked_after_change(shard, group.fids[members[i]], row)
-        header = arena_header(&shard.arena, row)
+        header = arena_header(&shard.arena, group.cells[members[i]][0])
         header[0] = row_renew(header[0], now)
         locked_touch(shard, group.fids[members[i]], header)
         if policy.counts_heat:
@@ -90,7 +87,6 @@ cdef void locked_set(
     locked_before_change(shard, fid, row)
     memcpy(
         arena_embedding(&shard.arena, row), embedding, shard.policy.dim * sizeof(float))
-    locked_after_change(shard, fid, row)
     header[0] = row_renew(header[0], now)
     locked_touch(shard, fid, header)
 
