@@ -12,9 +12,8 @@ from monolith_kv._shard cimport Shard
 from monolith_kv._types cimport status_t, unix_s_t
 
 # Fids that were inserted are appended to `inserted`. STATUS_FULL: not may_insert, and one passed.
-cdef status_t shard_pull(
-    Shard* shard, const Batch* batch, size_t number, float* out, unix_s_t now, bint may_insert,
-    Buffer* inserted
+cdef status_t shards_pull(
+    Shard* shards, const Batch* batch, float* out, unix_s_t now, bint may_insert, Buffer* inserted
 ) noexcept nogil
 # Replay runs of sightings; is_pending: they also belong to the next seal.
 cdef status_t shard_see(

@@ -15,10 +15,12 @@ from monolith_kv._buffer cimport (
 )
 from monolith_kv._codec cimport load_le64
 from monolith_kv._cuckoo cimport cuckoo_find_one
-from monolith_kv._hashing cimport hash_fid
-from monolith_kv._read cimport locked_copy_group
+from monolith_kv._hashing cimport SHARDS, hash_fid
+from monolith_kv._lock cimport lock_alone, lock_leave
+from monolith_kv._read cimport shared_copy_group
 from monolith_kv._row cimport row_clamp_time
 from monolith_kv._shard cimport (
+    ALL_SHARDS,
     Group,
     Policy,
     Shard,
@@ -26,8 +28,7 @@ from monolith_kv._shard cimport (
     group_fill,
     locked_new_row,
     locked_reserve,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
+    shard_enter,
 )
 from monolith_kv._sketch cimport sketch_prefetch, sketch_see
 from monolith_kv._types cimport (
@@ -115,8 +116,11 @@ cdef status_t locked_pull_absent(
         if i + SEE_AHEAD < unique.count and shard.policy.is_gated:
             sketch_prefetch(
                 &shard.sketch, batch.hashes[positions[unique.firsts[i + SEE_AHEAD]]])
-        if status == STATUS_OK:
-            status = locked_admit(shard, unique.fids[i], hashed, now, &is_admitted)
+        # Others may have inserted it since it was found absent.
+        if status != STATUS_OK or cuckoo_find_one(
+                &shard.index, unique.fids[i], hashed) != NULL:
+            continue
+        status = locked_admit(shard, unique.fids[i], hashed, now, &is_admitted)
         if status != STATUS_OK or not is_admitted:
             continue
         if not may_insert:
@@ -136,32 +140,57 @@ cdef status_t locked_pull_absent(
     return status
 
 
-cdef status_t shard_pull(
-    Shard* shard, const Batch* batch, size_t number, float* out, unix_s_t now, bint may_insert,
-    Buffer* inserted
+cdef status_t shards_pull(
+    Shard* shards, const Batch* batch, float* out, unix_s_t now, bint may_insert, Buffer* inserted
+) noexcept nogil:
+    """Read as a lookup does; only a shard that misses ids is locked alone."""
+    cdef uint32_t left = ALL_SHARDS
+    cdef size_t number
+    cdef bint is_patient
+    cdef Buffer absent
+    cdef status_t status = STATUS_OK
+    memset(&absent, 0, sizeof(Buffer))
+    for is_patient in range(2):
+        for number in range(SHARDS):
+            if left >> number & 1 and shard_enter(&shards[number], is_patient):
+                left ^= <uint32_t>1 << number
+                absent.count = 0
+                status |= shared_pull_present(&shards[number], batch, number, out, &absent)
+                lock_leave(&shards[number].lock)
+                if absent.count and status & STATUS_OUT_OF_MEMORY == 0:
+                    status |= shard_pull_absent(
+                        &shards[number], batch, &absent, out, now, may_insert, inserted)
+    buffer_free(&absent)
+    return status
+
+
+cdef status_t shared_pull_present(
+    Shard* shard, const Batch* batch, size_t number, float* out, Buffer* absent
 ) noexcept nogil:
     cdef size_t start = batch.starts[number]
     cdef size_t end = batch.starts[number + 1]
     cdef Group group
-    cdef Buffer absent
     cdef Buffer cold
-    cdef status_t status
-    memset(&absent, 0, sizeof(Buffer))
+    cdef status_t status = STATUS_OK
     memset(&cold, 0, sizeof(Buffer))
-    pthread_mutex_lock(&shard.lock)
-    status = STATUS_OK
     while start < end:
         group_fill(shard, batch, start, end, &group)
-        status |= locked_copy_group(shard, &group, out, NULL, &cold, &absent)
+        status |= shared_copy_group(shard, &group, out, NULL, &cold, absent)
         start += group.count
-    if status == STATUS_OK and absent.count:
-        status = locked_reserve(shard, absent.count // sizeof(uint64_t))
-        if status == STATUS_OK:
-            status = locked_pull_absent(
-                shard, batch, &absent, out, now, may_insert, inserted)
-    pthread_mutex_unlock(&shard.lock)
-    buffer_free(&absent)
     buffer_free(&cold)
+    return status
+
+
+cdef status_t shard_pull_absent(
+    Shard* shard, const Batch* batch, const Buffer* absent, float* out, unix_s_t now,
+    bint may_insert, Buffer* inserted
+) noexcept nogil:
+    cdef status_t status
+    lock_alone(&shard.lock)
+    status = locked_reserve(shard, absent.count // sizeof(uint64_t))
+    if status == STATUS_OK:
+        status = locked_pull_absent(shard, batch, absent, out, now, may_insert, inserted)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -172,7 +201,7 @@ cdef status_t shard_see(
     cdef uint64_t count, i
     cdef unix_s_t now
     cdef status_t status = STATUS_OK
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     if is_pending:
         status = buffer_reserve(&shard.sightings, size_bytes)
         if status == STATUS_OK:
@@ -191,5 +220,5 @@ cdef status_t shard_see(
             sketch_see(
                 &shard.sketch, hash_fid(load_le64(runs + offset + i * sizeof(uint64_t))), now)
         offset += count * sizeof(uint64_t)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status

@@ -6,18 +6,15 @@ from libc.stdint cimport uint64_t
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
 from monolith_kv._hashing cimport SHARDS
+from monolith_kv._lock cimport Lock
 from monolith_kv._pages cimport Pages
 from monolith_kv._shard cimport Policy, Shard
 from monolith_kv._types cimport fid_t, status_t, unix_s_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_rwlock_t:
-        pass
-
 
 cdef class Barrier:
     # Calls that change rows hold it shared, whoever needs an instant between calls alone.
-    cdef pthread_rwlock_t lock
+    cdef Lock lock
 
     cdef void enter(self) noexcept nogil
     cdef void leave(self) noexcept nogil

@@ -16,6 +16,13 @@ from monolith_kv._codec cimport record_size_bytes
 from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, Segment, bucket_tag, cuckoo_find_one
 from monolith_kv._digest cimport RowDigest, digest_add, digest_row
 from monolith_kv._hashing cimport SHARDS, SHARD_BITS, hash_fid, hash_mix, hash_shard
+from monolith_kv._lock cimport (
+    lock_alone,
+    lock_create,
+    lock_destroy,
+    lock_leave,
+    lock_shared,
+)
 from monolith_kv._optimizers cimport optimizer_kernel, optimizer_state_floats
 from monolith_kv._pages cimport pages_create, pages_destroy, pages_spare_bytes
 from monolith_kv._row cimport row_is_cold
@@ -23,8 +30,6 @@ from monolith_kv._shard cimport (
     SLOTS,
     SlicePolicy,
     locked_sum_all,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
     shard_create,
     shard_destroy,
 )
@@ -40,6 +45,7 @@ from monolith_kv._sketch cimport (
 from monolith_kv._types cimport (
     STATUS_FULL,
     STATUS_NOT_FINITE,
+    STATUS_NOT_NUMBERS,
     STATUS_OK,
     STATUS_OUT_OF_MEMORY,
     fid_t,
@@ -47,33 +53,6 @@ from monolith_kv._types cimport (
 )
 
 from monolith_kv.errors import StoreFullError
-
-cdef extern from *:
-    """
-    #include <pthread.h>
-    #include <math.h>
-    /* Where the system offers it, a waiting writer goes before new readers: else a stream of calls
-       would keep a seal waiting for ever. */
-    static int mkv_barrier_init(pthread_rwlock_t *lock) {
-        pthread_rwlockattr_t attributes;
-        int failed = pthread_rwlockattr_init(&attributes);
-        if (failed) return failed;
-    #ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
-        pthread_rwlockattr_setkind_np(
-            &attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-    #endif
-        failed = pthread_rwlock_init(lock, &attributes);
-        pthread_rwlockattr_destroy(&attributes);
-        return failed;
-    }
-    """
-    int mkv_barrier_init(pthread_rwlock_t* lock) noexcept nogil
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_rwlock_destroy(pthread_rwlock_t* lock)
-    int pthread_rwlock_rdlock(pthread_rwlock_t* lock)
-    int pthread_rwlock_wrlock(pthread_rwlock_t* lock)
-    int pthread_rwlock_unlock(pthread_rwlock_t* lock)
 
 if sys.byteorder != "little":
     raise ImportError("monolith_kv needs a little-endian machine: files hold floats as they lie")
@@ -84,6 +63,9 @@ cdef int raise_status(status_t status) except -1:
         return 0
     if status & STATUS_OUT_OF_MEMORY:
         raise MemoryError("no memory for more rows")
+    if status & STATUS_NOT_NUMBERS:
+        raise ValueError(
+            "gradients and rows must be finite, got NaN or infinity; nothing was applied")
     if status & STATUS_NOT_FINITE:
         raise ValueError("the gradients of an id add up to more than float32 holds; clip them")
     if status & STATUS_FULL:
@@ -119,24 +101,24 @@ cdef class Barrier:
     """Between calls: hold it, and no call that changes rows is under way."""
 
     def __cinit__(self):
-        if mkv_barrier_init(&self.lock):
+        if lock_create(&self.lock) != STATUS_OK:
             raise MemoryError("no memory for a lock")
 
     def __dealloc__(self):
-        pthread_rwlock_destroy(&self.lock)
+        lock_destroy(&self.lock)
 
     cdef void enter(self) noexcept nogil:
-        pthread_rwlock_rdlock(&self.lock)
+        lock_shared(&self.lock)
 
     cdef void leave(self) noexcept nogil:
-        pthread_rwlock_unlock(&self.lock)
+        lock_leave(&self.lock)
 
     def hold(self):
         with nogil:
-            pthread_rwlock_wrlock(&self.lock)
+            lock_alone(&self.lock)
 
     def release(self):
-        pthread_rwlock_unlock(&self.lock)
+        lock_leave(&self.lock)
 
     def __enter__(self):
         self.hold()
@@ -197,13 +179,13 @@ cdef class Core:
         cdef size_t i
         with nogil:
             for i in range(SHARDS):
-                pthread_mutex_lock(&self.shards[i].lock)
+                lock_alone(&self.shards[i].lock)
         return 0
 
     cdef int unlock_all(self) except -1:
         cdef size_t i
         for i in range(SHARDS):
-            pthread_mutex_unlock(&self.shards[i].lock)
+            lock_leave(&self.shards[i].lock)
         return 0
 
     # --- settings ----------------------------------------------------------------------------
@@ -384,12 +366,12 @@ cdef class Core:
         cdef size_t i
         for i in range(SHARDS):
             with nogil:
-                pthread_mutex_lock(&self.shards[i].lock)
+                lock_alone(&self.shards[i].lock)
             try:
                 locked_sum_all(&self.shards[i])
                 check_shard(&self.shards[i], i, problems)
             finally:
-                pthread_mutex_unlock(&self.shards[i].lock)
+                lock_leave(&self.shards[i].lock)
         return problems
 
 

@@ -25,13 +25,12 @@ from monolith_kv._cuckoo cimport (
     cuckoo_shrink,
     segment_end,
 )
+from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
 from monolith_kv._row cimport row_is_cold, row_time
 from monolith_kv._shard cimport (
     Shard,
     locked_remove,
     locked_reserve,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
 )
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t, unix_s_t
 
@@ -45,7 +44,7 @@ cdef status_t shard_expired(
     cdef Bucket* bucket
     cdef row_t row
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_shared(&shard.lock)
     segment = cuckoo_segment(&shard.index, position)
     next_position[0] = segment_end(segment, position)
     status = buffer_reserve(fids, segment.used * sizeof(fid_t))
@@ -63,7 +62,7 @@ cdef status_t shard_expired(
                     shard.policy, bucket.fids[cell],
                     row_time(arena_header(&shard.arena, row)[0]), now):
                 buffer_append_u64(fids, bucket.fids[cell])
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return STATUS_OK if status == STATUS_OK else STATUS_OUT_OF_MEMORY
 
 
@@ -78,7 +77,7 @@ cdef status_t shard_expire(
     cdef status_t status
     if buffer_reserve(removed, count * sizeof(fid_t)) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     status = locked_reserve(shard, count)
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
@@ -92,7 +91,7 @@ cdef status_t shard_expire(
             locked_remove(shard, fid, batch.hashes[position], cell[0])
             buffer_append_u64(removed, fid)
             shard.counters.expired += 1
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -100,16 +99,16 @@ cdef status_t shard_expire(
 
 cdef uint64_t shard_shrink_begin(Shard* shard) noexcept nogil:
     cdef uint64_t closed
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     closed = arena_close_sparse(&shard.arena)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return closed
 
 
 cdef void shard_shrink_end(Shard* shard) noexcept nogil:
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     arena_open_all(&shard.arena)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
 
 
 cdef status_t shard_shrink(
@@ -119,7 +118,7 @@ cdef status_t shard_shrink(
     cdef Segment* segment
     cdef Bucket* bucket
     cdef status_t status = STATUS_OK
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     segment = cuckoo_segment(&shard.index, position)
     next_position[0] = segment_end(segment, position)
     for i in range(segment.buckets_count):
@@ -129,7 +128,7 @@ cdef status_t shard_shrink(
                     and arena_slab(&shard.arena, bucket.rows[cell]).closed):
                 status |= locked_move(shard, &bucket.rows[cell])
     cuckoo_shrink(&shard.index, position)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 

@@ -7,8 +7,7 @@ from libc.string cimport memset
 
 from monolith_kv._batch cimport Batch, batch_create, batch_destroy
 from monolith_kv._buffer cimport Buffer
-from monolith_kv._hashing cimport SHARDS
-from monolith_kv._read cimport shard_lookup
+from monolith_kv._read cimport shards_lookup
 from monolith_kv._shard cimport Shard
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, status_t
 
@@ -46,13 +45,12 @@ cdef status_t chunk_lookup(
     Shard* shards, const fid_t* fids, size_t count, size_t start, float* rows, Buffer* cold
 ) noexcept nogil:
     cdef Batch batch
-    cdef size_t shard, i
+    cdef size_t i
     cdef size_t known = cold.count // sizeof(uint64_t)
     cdef status_t status = batch_create(&batch, fids, count)
     if status != STATUS_OK:
         return status
-    for shard in range(SHARDS):
-        status |= shard_lookup(&shards[shard], &batch, shard, rows, NULL, cold)
+    status = shards_lookup(shards, &batch, rows, NULL, cold)
     batch_destroy(&batch)
     # Positions in the chunk become positions in the caller's ids.
     for i in range(known, cold.count // sizeof(uint64_t)):

@@ -6,16 +6,19 @@ from libc.string cimport memcpy, memset
 from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
+from monolith_kv._hashing cimport SHARDS
+from monolith_kv._lock cimport lock_leave, lock_shared
 from monolith_kv._row cimport row_is_cold, row_time
 from monolith_kv._shard cimport (
+    ALL_SHARDS,
+    MKV_ADD64,
     Group,
     Policy,
     Shard,
     group_fill,
     group_prefetch,
     header_warm,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
+    shard_enter,
 )
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, row_t, status_t
 
@@ -27,12 +30,13 @@ cdef inline status_t note_cold(Buffer* cold, uint32_t position) noexcept nogil:
     return STATUS_OK
 
 
-cdef status_t locked_copy_group(
+cdef status_t shared_copy_group(
     Shard* shard, const Group* group, float* out, uint8_t* found, Buffer* cold, Buffer* absent
 ) noexcept nogil:
     """Copy the embeddings of a group to their positions; zeros where there is none in memory."""
     cdef const Policy* policy = shard.policy
     cdef size_t bytes_row = policy.dim * sizeof(float)
+    cdef size_t hits = 0
     cdef size_t i
     cdef uint32_t position
     cdef row_t row
@@ -47,7 +51,7 @@ cdef status_t locked_copy_group(
             if absent != NULL:
                 status |= note_cold(absent, position)
             continue
-        shard.counters.hits += 1
+        hits += 1
         row = group.cells[i][0]
         if row_is_cold(row):
             memset(out + position * policy.dim, 0, bytes_row)
@@ -56,23 +60,38 @@ cdef status_t locked_copy_group(
         memcpy(out + position * policy.dim, arena_embedding(&shard.arena, row), bytes_row)
         if policy.counts_heat:
             header_warm(arena_header(&shard.arena, row))
-    shard.counters.lookups += group.count
+    MKV_ADD64(&shard.counters.hits, hits)
+    MKV_ADD64(&shard.counters.lookups, group.count)
     return status
 
 
-cdef status_t shard_lookup(
+cdef status_t shards_lookup(
+    Shard* shards, const Batch* batch, float* out, uint8_t* found, Buffer* cold
+) noexcept nogil:
+    cdef uint32_t left = ALL_SHARDS
+    cdef size_t number
+    cdef bint is_patient
+    cdef status_t status = STATUS_OK
+    for is_patient in range(2):
+        for number in range(SHARDS):
+            if left >> number & 1 and shard_enter(&shards[number], is_patient):
+                status |= shared_lookup(&shards[number], batch, number, out, found, cold)
+                lock_leave(&shards[number].lock)
+                left ^= <uint32_t>1 << number
+    return status
+
+
+cdef status_t shared_lookup(
     Shard* shard, const Batch* batch, size_t number, float* out, uint8_t* found, Buffer* cold
 ) noexcept nogil:
     cdef size_t start = batch.starts[number]
     cdef size_t end = batch.starts[number + 1]
     cdef Group group
     cdef status_t status = STATUS_OK
-    pthread_mutex_lock(&shard.lock)
     while start < end:
         group_fill(shard, batch, start, end, &group)
-        status |= locked_copy_group(shard, &group, out, found, cold, NULL)
+        status |= shared_copy_group(shard, &group, out, found, cold, NULL)
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
     return status
 
 
@@ -83,13 +102,13 @@ cdef void shard_contains(
     cdef size_t end = batch.starts[number + 1]
     cdef size_t i
     cdef Group group
-    pthread_mutex_lock(&shard.lock)
+    lock_shared(&shard.lock)
     while start < end:
         group_fill(shard, batch, start, end, &group)
         for i in range(group.count):
             found[group.positions[i]] = group.cells[i] != NULL
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
 
 
 cdef status_t shard_state(
@@ -102,7 +121,7 @@ cdef status_t shard_state(
     cdef float* place
     cdef Group group
     cdef status_t status = STATUS_OK
-    pthread_mutex_lock(&shard.lock)
+    lock_shared(&shard.lock)
     while start < end:
         group_fill(shard, batch, start, end, &group)
         group_prefetch(shard, &group, False, True, False)
@@ -116,7 +135,7 @@ cdef status_t shard_state(
             if group.cells[i] != NULL:
                 status |= note_cold(cold, group.positions[i])
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -128,7 +147,7 @@ cdef status_t shard_timestamps(
     cdef size_t i
     cdef Group group
     cdef status_t status = STATUS_OK
-    pthread_mutex_lock(&shard.lock)
+    lock_shared(&shard.lock)
     while start < end:
         group_fill(shard, batch, start, end, &group)
         for i in range(group.count):
@@ -141,5 +160,5 @@ cdef status_t shard_timestamps(
                 out[group.positions[i]] = row_time(
                     arena_header(&shard.arena, group.cells[i][0])[0])
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status

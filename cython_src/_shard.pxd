@@ -11,8 +11,9 @@ taken out of the sum at the first (ROW_UNSUMMED), the new one is put in when a s
 somebody asks. Such a row is always among those touched since the last seal, or in a seal's way.
 
 Functions shard_* of the modules above this one lock the shard; functions whose name begins with
-`locked_` are called with the lock held. Cold rows are never changed: whoever changes
-ids promotes their rows before.
+`locked_` are called with the lock held alone, those with `shared_` with it held at least shared. A
+call goes through the shards that are free first, then waits for the others (shard_enter). Cold rows
+are never changed: whoever changes ids promotes their rows before.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -22,15 +23,29 @@ from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer, buffer_append_u64
 from monolith_kv._cuckoo cimport Cuckoo, FIND_GROUP
 from monolith_kv._digest cimport RowDigest
+from monolith_kv._hashing cimport SHARDS
 from monolith_kv._initializers cimport Initializer
+from monolith_kv._lock cimport Lock, lock_alone, lock_shared, lock_try_alone, lock_try_shared
 from monolith_kv._optimizers cimport OptimizerParameters, SliceSpan, optimizer_kernel_t
-from monolith_kv._pages cimport Pages, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
+from monolith_kv._pages cimport Pages
 from monolith_kv._row cimport ROW_HEAT_MAX, ROW_HEAT_SHIFT
 from monolith_kv._sketch cimport Sketch
 from monolith_kv._types cimport fid_t, row_t, status_t, unix_s_t
 
+cdef extern from *:
+    """
+    #define MKV_LOAD64(place) __atomic_load_n(place, __ATOMIC_RELAXED)
+    #define MKV_ADD64(place, value) __atomic_fetch_add(place, value, __ATOMIC_RELAXED)
+    #define MKV_SWAP64(place, seen, value) __atomic_compare_exchange_n( \\
+        place, seen, value, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)
+    """
+    uint64_t MKV_LOAD64(const uint64_t* place) noexcept nogil
+    void MKV_ADD64(uint64_t* place, uint64_t value) noexcept nogil
+    bint MKV_SWAP64(uint64_t* place, uint64_t* seen, uint64_t value) noexcept nogil
+
 cdef enum:
     SLOTS = 65536      # a slot is the top 16 bits of a fid
+    ALL_SHARDS = (1 << SHARDS) - 1
 
 cdef struct SlicePolicy:
     SliceSpan span
@@ -64,7 +79,7 @@ cdef struct Counters:
     uint64_t rejected              # sightings that did not
 
 cdef struct Shard:
-    pthread_mutex_t lock
+    Lock lock                      # shared by those who change no row
     const Policy* policy
     Cuckoo index
     Arena arena
@@ -114,6 +129,21 @@ cdef status_t locked_new_row(
 cdef void locked_remove(Shard* shard, fid_t fid, uint64_t hashed, row_t row) noexcept nogil
 
 
+cdef inline bint shard_enter(Shard* shard, bint is_patient) noexcept nogil:
+    """Lock a shard to read from it; False: somebody changes it, and who calls will not wait."""
+    if not is_patient:
+        return lock_try_shared(&shard.lock)
+    lock_shared(&shard.lock)
+    return True
+
+
+cdef inline bint shard_enter_alone(Shard* shard, bint is_patient) noexcept nogil:
+    if not is_patient:
+        return lock_try_alone(&shard.lock)
+    lock_alone(&shard.lock)
+    return True
+
+
 cdef inline uint32_t fid_slot(fid_t fid) noexcept nogil:
     return <uint32_t>(fid >> 48)
 
@@ -133,5 +163,7 @@ cdef inline void locked_touch(Shard* shard, fid_t fid, uint64_t* header) noexcep
 cdef inline void header_warm(uint64_t* header) noexcept nogil:
     """One step warmer, up to ROW_HEAT_MAX."""
     cdef uint64_t heat = <uint64_t>ROW_HEAT_MAX << ROW_HEAT_SHIFT
-    if (header[0] & heat) != heat:
-        header[0] += <uint64_t>1 << ROW_HEAT_SHIFT
+    cdef uint64_t seen = MKV_LOAD64(header)
+    # Readers share the lock: where two meet, one of them warms the row.
+    if (seen & heat) != heat:
+        MKV_SWAP64(header, &seen, seen + (<uint64_t>1 << ROW_HEAT_SHIFT))

@@ -32,6 +32,7 @@ from monolith_kv._cuckoo cimport (
 from monolith_kv._digest cimport digest_add, digest_row, digest_subtract
 from monolith_kv._hashing cimport hash_fid
 from monolith_kv._initializers cimport initializer_fill
+from monolith_kv._lock cimport lock_create, lock_destroy
 from monolith_kv._optimizers cimport optimizer_initial_state
 from monolith_kv._pages cimport Pages
 from monolith_kv._row cimport (
@@ -53,10 +54,6 @@ from monolith_kv._types cimport (
     unix_s_t,
 )
 
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-
 cdef extern from *:
     void __builtin_prefetch(const void* address) noexcept nogil
 
@@ -71,7 +68,7 @@ cdef status_t shard_create(
     memset(shard, 0, sizeof(Shard))
     shard.policy = policy
     shard.touched_flag = ROW_TOUCHED_EVEN
-    if pthread_mutex_init(&shard.lock, NULL) != 0:
+    if lock_create(&shard.lock) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
     if cuckoo_create(&shard.index, pages, seed) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
@@ -87,7 +84,7 @@ cdef void shard_destroy(Shard* shard) noexcept nogil:
     buffer_free(&shard.seal_fids)
     buffer_free(&shard.seal_saved)
     buffer_free(&shard.snapshot_saved)
-    pthread_mutex_destroy(&shard.lock)
+    lock_destroy(&shard.lock)
 
 
 # --- one row, with the lock held -------------------------------------------------------------

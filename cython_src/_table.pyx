@@ -9,7 +9,7 @@ import numpy as np
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from monolith_kv._admission cimport shard_pull, shard_see
+from monolith_kv._admission cimport shards_pull, shard_see
 from monolith_kv._batch cimport (
     Batch,
     Sums,
@@ -30,14 +30,16 @@ from monolith_kv._core cimport (
     take_fids,
     whole_seconds,
 )
+from monolith_kv._finite cimport floats_finite
 from monolith_kv._hashing cimport SHARDS
+from monolith_kv._lock cimport lock_alone, lock_leave
 from monolith_kv._pooling cimport pool_bags
-from monolith_kv._read cimport shard_contains, shard_lookup, shard_state, shard_timestamps
-from monolith_kv._shard cimport Shard, pthread_mutex_lock, pthread_mutex_unlock
+from monolith_kv._read cimport shard_contains, shards_lookup, shard_state, shard_timestamps
+from monolith_kv._shard cimport Shard
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
-from monolith_kv._types cimport STATUS_OK, fid_t, status_t, unix_s_t
+from monolith_kv._types cimport STATUS_NOT_NUMBERS, STATUS_OK, fid_t, status_t, unix_s_t
 from monolith_kv._views cimport Views
-from monolith_kv._write cimport shard_insert, shard_push, shard_remove, shard_upsert
+from monolith_kv._write cimport shard_insert, shards_push, shard_remove, shards_upsert
 
 from monolith_kv._core import Barrier
 
@@ -51,6 +53,10 @@ cdef object cold_positions(Buffer* cold):
     return take_bytes(cold).view(np.int64)
 
 
+cdef status_t check_numbers(const float* values, size_t count) noexcept nogil:
+    return STATUS_OK if floats_finite(values, count) else STATUS_NOT_NUMBERS
+
+
 cdef class TableCore(Views):
     """One table's rows. See monolith_kv/_table.pyi for what each method takes and gives."""
 
@@ -59,20 +65,20 @@ cdef class TableCore(Views):
     def lookup(self, const uint64_t[::1] ids, float[:, ::1] out, uint8_t[::1] found=None):
         cdef Batch batch
         cdef Buffer cold
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
+        cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
+        cdef status_t status
         cdef uint8_t* flags = NULL
         if ids.shape[0] == 0:
             return None
         if found is not None:
             flags = &found[0]
-        batch_of(&batch, ids)
         buffer_init(&cold)
         with nogil:
-            for shard in range(SHARDS):
-                status |= shard_lookup(
-                    &self.shards[shard], &batch, shard, &out[0, 0], flags, &cold)
-            batch_destroy(&batch)
+            status = batch_create(&batch, fids, count)
+            if status == STATUS_OK:
+                status = shards_lookup(self.shards, &batch, &out[0, 0], flags, &cold)
+                batch_destroy(&batch)
         raise_status(status)
         return cold_positions(&cold)
 
@@ -146,21 +152,21 @@ cdef class TableCore(Views):
     ):
         cdef Batch batch
         cdef Buffer inserted
-        cdef size_t shard
+        cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
         cdef unix_s_t now_s = whole_seconds(now)
-        cdef status_t status = STATUS_OK
+        cdef status_t status
         buffer_init(&inserted)
-        if ids.shape[0] == 0:
+        if count == 0:
             return take_fids(&inserted)
-        batch_of(&batch, ids)
         with nogil:
-            self.barrier.enter()
-            for shard in range(SHARDS):
-                status |= shard_pull(
-                    &self.shards[shard], &batch, shard, &out[0, 0], now_s, may_insert,
-                    &inserted)
-            self.barrier.leave()
-            batch_destroy(&batch)
+            status = batch_create(&batch, fids, count)
+            if status == STATUS_OK:
+                self.barrier.enter()
+                status = shards_pull(
+                    self.shards, &batch, &out[0, 0], now_s, may_insert, &inserted)
+                self.barrier.leave()
+                batch_destroy(&batch)
         if status != STATUS_OK:
             buffer_free(&inserted)
         raise_status(status)
@@ -199,7 +205,9 @@ cdef class TableCore(Views):
         if count == 0:
             return 0
         with nogil:
-            status = unique_create(&unique, fids, count)
+            status = check_numbers(&gradients[0, 0], count * self.policy.dim)
+            if status == STATUS_OK:
+                status = unique_create(&unique, fids, count)
             if status == STATUS_OK:
                 status = sums_create(
                     &sums, &unique, &gradients[0, 0], count, self.policy.dim)
@@ -208,9 +216,7 @@ cdef class TableCore(Views):
                         status = batch_create(&batch, unique.fids, unique.count)
                     if is_real and status == STATUS_OK:
                         self.barrier.enter()
-                        for shard in range(SHARDS):
-                            status |= shard_push(
-                                &self.shards[shard], &batch, shard, sums.gradients, now_s)
+                        status = shards_push(self.shards, &batch, sums.gradients, now_s)
                         self.barrier.leave()
                         batch_destroy(&batch)
                     sums_destroy(&sums)
@@ -219,19 +225,28 @@ cdef class TableCore(Views):
 
     def upsert(self, const uint64_t[::1] ids, const float[:, ::1] rows, double now):
         cdef Batch batch
-        cdef size_t shard
+        cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
         cdef unix_s_t now_s = whole_seconds(now)
-        cdef status_t status = STATUS_OK
-        if ids.shape[0] == 0:
+        cdef status_t status
+        if count == 0:
             return
-        batch_of(&batch, ids)
         with nogil:
-            self.barrier.enter()
-            for shard in range(SHARDS):
-                status |= shard_upsert(
-                    &self.shards[shard], &batch, shard, &rows[0, 0], now_s)
-            self.barrier.leave()
-            batch_destroy(&batch)
+            status = check_numbers(&rows[0, 0], count * self.policy.dim)
+            if status == STATUS_OK:
+                status = batch_create(&batch, fids, count)
+            if status == STATUS_OK:
+                self.barrier.enter()
+                status = shards_upsert(self.shards, &batch, &rows[0, 0], now_s)
+                self.barrier.leave()
+                batch_destroy(&batch)
+        raise_status(status)
+
+    def check_upsert(self, const float[:, ::1] rows):
+        cdef status_t status = STATUS_OK
+        with nogil:
+            if rows.shape[0]:
+                status = check_numbers(&rows[0, 0], rows.shape[0] * self.policy.dim)
         raise_status(status)
 
     def remove(self, const uint64_t[::1] ids):
@@ -258,11 +273,11 @@ cdef class TableCore(Views):
         for i in range(SHARDS):
             shard = &self.shards[i]
             with nogil:
-                pthread_mutex_lock(&shard.lock)
+                lock_alone(&shard.lock)
             parts.append(buffer_bytes(&shard.sightings))
             if take:
                 buffer_free(&shard.sightings)
-            pthread_mutex_unlock(&shard.lock)
+            lock_leave(&shard.lock)
         return join_parts(parts)
 
     def see(self, bytes data, bint pending):

@@ -25,6 +25,7 @@ from monolith_kv._cuckoo cimport (
     segment_end,
 )
 from monolith_kv._hashing cimport hash_shard
+from monolith_kv._lock cimport lock_alone, lock_leave
 from monolith_kv._row cimport (
     ROW_FLAGS,
     ROW_HEAT_MAX,
@@ -47,8 +48,6 @@ from monolith_kv._shard cimport (
     locked_pack,
     locked_reserve,
     locked_sum,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
 )
 from monolith_kv._types cimport (
     STATUS_OK,
@@ -103,7 +102,7 @@ cdef status_t shard_apply(
     cdef size_t i
     cdef uint32_t position
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
@@ -111,7 +110,7 @@ cdef status_t shard_apply(
             status = locked_apply(
                 shard, batch.fids[position], batch.hashes[position],
                 records + <size_t>position * shard.policy.record_bytes)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -122,7 +121,7 @@ cdef status_t shard_apply_removals(
     cdef uint32_t position
     cdef row_t* cell
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
@@ -133,7 +132,7 @@ cdef status_t shard_apply_removals(
         arena_free(&shard.arena, cell[0])
         cuckoo_erase(&shard.index, batch.fids[position], batch.hashes[position])
         shard.counters.removed += 1
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -152,7 +151,7 @@ cdef status_t shard_pack(
     status |= buffer_reserve(cold, (end - start) * sizeof(fid_t))
     if status != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     while start < end:
         group_fill(shard, batch, start, end, &group)
         group_prefetch(shard, &group, True, True, True)
@@ -165,7 +164,7 @@ cdef status_t shard_pack(
                 locked_pack(
                     shard, group.fids[i], group.cells[i][0], buffer_extend(records, record_bytes))
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return STATUS_OK
 
 
@@ -177,7 +176,7 @@ cdef status_t shard_promote(
     cdef row_t* cell
     cdef row_t row
     cdef status_t status = STATUS_OK
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
         cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
@@ -192,7 +191,7 @@ cdef status_t shard_promote(
         cell[0] = row
         shard.cold_rows -= 1
         shard.counters.promoted += 1
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -202,7 +201,7 @@ cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexc
     cdef row_t* cell
     cdef row_t row
     cdef uint64_t evicted = 0
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
         cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
@@ -215,7 +214,7 @@ cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexc
         evicted += 1
     shard.cold_rows += evicted
     shard.counters.evicted += evicted
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return evicted
 
 
@@ -228,14 +227,14 @@ cdef status_t shard_cold(
     cdef Group group
     if buffer_reserve(cold, (end - start) * sizeof(fid_t)) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     while start < end and shard.cold_rows:
         group_fill(shard, batch, start, end, &group)
         for i in range(group.count):
             if group.cells[i] != NULL and row_is_cold(group.cells[i][0]):
                 buffer_append_u64(cold, group.fids[i])
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return STATUS_OK
 
 
@@ -256,7 +255,7 @@ cdef status_t shard_coldest(
     cdef uint64_t* header
     if buffer_reserve(fids, count * sizeof(fid_t)) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     while found < count and rounds <= ROW_HEAT_MAX + 1:
         segment = cuckoo_segment(&shard.index, shard.hand)
         for i in range(segment.buckets_count):
@@ -276,7 +275,7 @@ cdef status_t shard_coldest(
         if hash_shard(shard.hand) != hash_shard(first) or shard.hand == 0:
             shard.hand = first
         rounds += shard.hand == first
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return STATUS_OK
 
 
@@ -287,7 +286,7 @@ cdef status_t shard_walk(
     cdef Segment* segment
     cdef Bucket* bucket
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     segment = cuckoo_segment(&shard.index, position)
     status = buffer_reserve(fids, segment.used * sizeof(fid_t))
     if status == STATUS_OK:
@@ -297,5 +296,5 @@ cdef status_t shard_walk(
                 if bucket_tag(bucket, cell):
                     buffer_append_u64(fids, bucket.fids[cell])
         next_position[0] = segment_end(segment, position)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status

@@ -19,3 +19,4 @@ cdef enum:
     STATUS_NOT_FINITE = 2     # a sum of gradients overflowed float32
     STATUS_FULL = 4           # an id needs a row and none may be made
     STATUS_BAD_DATA = 8       # opaque bytes that this build did not write
+    STATUS_NOT_NUMBERS = 16   # NaN or infinity among the floats that were given

@@ -23,6 +23,7 @@ from monolith_kv._cuckoo cimport (
     segment_end,
 )
 from monolith_kv._hashing cimport hash_fid
+from monolith_kv._lock cimport lock_alone, lock_leave
 from monolith_kv._row cimport ROW_SNAPSHOT, row_is_cold
 from monolith_kv._shard cimport (
     Group,
@@ -31,8 +32,6 @@ from monolith_kv._shard cimport (
     group_prefetch,
     locked_pack,
     locked_sum,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
     seal_flag,
 )
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t
@@ -42,13 +41,13 @@ from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, s
 
 cdef void shard_seal_flip(Shard* shard) noexcept nogil:
     """From here on rows are touched with the other bit, into a new list."""
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     shard.touched_flag ^= 3
     buffer_free(&shard.seal_fids)
     shard.seal_fids = shard.touched
     buffer_init(&shard.touched)
     shard.is_sealing = True
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
 
 
 cdef inline void cell_clear(Shard* shard, row_t* cell, uint64_t flag) noexcept nogil:
@@ -78,7 +77,7 @@ cdef status_t shard_seal_read(
     status |= buffer_reserve(cold, (end - start) * sizeof(fid_t))
     if status != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     while start < end:
         group_fill(shard, batch, start, end, &group)
         group_prefetch(shard, &group, True, True, True)
@@ -94,7 +93,7 @@ cdef status_t shard_seal_read(
                 locked_pack(
                     shard, group.fids[i], cell[0], buffer_extend(records, record_bytes))
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return STATUS_OK
 
 
@@ -104,7 +103,7 @@ cdef void shard_seal_claim(
     cdef size_t i
     cdef uint32_t position
     cdef row_t* cell
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
         cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
@@ -113,28 +112,28 @@ cdef void shard_seal_claim(
             cell != NULL and (cell_flags(shard, cell[0]) & seal_flag(shard)) != 0)
         if is_wanted[position]:
             cell_clear(shard, cell, seal_flag(shard))
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
 
 
 cdef status_t shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil:
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     status = buffer_reserve(saved, shard.seal_saved.count)
     if status == STATUS_OK and shard.seal_saved.count:
         memcpy(
             buffer_extend(saved, shard.seal_saved.count), shard.seal_saved.data,
             shard.seal_saved.count)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
 cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil:
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     saved[0] = shard.seal_saved
     buffer_init(&shard.seal_saved)
     buffer_free(&shard.seal_fids)
     shard.is_sealing = False
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
 
 
 cdef status_t shard_seal_abort(Shard* shard) noexcept nogil:
@@ -143,7 +142,7 @@ cdef status_t shard_seal_abort(Shard* shard) noexcept nogil:
     cdef size_t i
     cdef row_t* cell
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     # One more list entry an id is the most that this adds; ids twice in it do no harm.
     status = buffer_reserve(&shard.touched, shard.seal_fids.count)
     for i in range(count if status == STATUS_OK else 0):
@@ -160,7 +159,7 @@ cdef status_t shard_seal_abort(Shard* shard) noexcept nogil:
         buffer_free(&shard.seal_saved)
         buffer_free(&shard.seal_fids)
         shard.is_sealing = False
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -170,7 +169,7 @@ cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexc
     cdef uint32_t position
     cdef row_t* cell
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     status = buffer_reserve(&shard.touched, count * sizeof(fid_t))
     for i in range(batch.starts[number], batch.starts[number + 1]):
         if status != STATUS_OK:
@@ -186,7 +185,7 @@ cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexc
             cell[0] |= <row_t>shard.touched_flag
         else:
             arena_header(&shard.arena, cell[0])[0] |= shard.touched_flag
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -194,10 +193,10 @@ cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexc
 
 cdef void shard_snapshot_flip(Shard* shard) noexcept nogil:
     """From here on every row that there is bears the wrong flag: it is still to be read."""
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     shard.snapshot_flag ^= ROW_SNAPSHOT
     shard.snapshot_left = shard.index.rows
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
 
 
 cdef inline void cell_pass_snapshot(Shard* shard, row_t* cell) noexcept nogil:
@@ -216,7 +215,7 @@ cdef status_t shard_snapshot_read(
     cdef Segment* segment
     cdef Bucket* bucket
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     segment = cuckoo_segment(&shard.index, position)
     next_position[0] = segment_end(segment, position)
     status = buffer_reserve(records, segment.used * shard.policy.record_bytes)
@@ -235,7 +234,7 @@ cdef status_t shard_snapshot_read(
             locked_pack(
                 shard, bucket.fids[cell], row[0],
                 buffer_extend(records, shard.policy.record_bytes))
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return STATUS_OK if status == STATUS_OK else STATUS_OUT_OF_MEMORY
 
 
@@ -245,7 +244,7 @@ cdef void shard_snapshot_claim(
     cdef size_t i
     cdef uint32_t position
     cdef row_t* cell
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
         cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
@@ -254,7 +253,7 @@ cdef void shard_snapshot_claim(
             and (cell_flags(shard, cell[0]) & ROW_SNAPSHOT) != shard.snapshot_flag)
         if is_wanted[position]:
             cell_pass_snapshot(shard, cell)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
 
 
 cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
@@ -264,7 +263,7 @@ cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
     cdef size_t entry = 0
     cdef Segment* segment
     cdef Bucket* bucket
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     while shard.snapshot_left and entry < (<size_t>1 << shard.index.depth):
         segment = shard.index.directory[entry]
         entry += <size_t>1 << (shard.index.depth - segment.depth)
@@ -277,4 +276,4 @@ cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
                     cell_pass_snapshot(shard, row)
     saved[0] = shard.snapshot_saved
     buffer_init(&shard.snapshot_saved)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)

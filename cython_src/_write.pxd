@@ -9,12 +9,10 @@ from monolith_kv._batch cimport Batch
 from monolith_kv._shard cimport Shard
 from monolith_kv._types cimport status_t, unix_s_t
 
-cdef status_t shard_push(
-    Shard* shard, const Batch* batch, size_t number, const float** gradients, unix_s_t now
-) noexcept nogil
-cdef status_t shard_upsert(
-    Shard* shard, const Batch* batch, size_t number, const float* rows, unix_s_t now
-) noexcept nogil
+cdef status_t shards_push(
+    Shard* shards, const Batch* batch, const float** gradients, unix_s_t now) noexcept nogil
+cdef status_t shards_upsert(
+    Shard* shards, const Batch* batch, const float* rows, unix_s_t now) noexcept nogil
 cdef status_t shard_insert(
     Shard* shard, const Batch* batch, size_t number, unix_s_t now) noexcept nogil
 cdef status_t shard_remove(

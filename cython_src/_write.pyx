@@ -6,8 +6,11 @@ from libc.string cimport memcpy
 from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
 from monolith_kv._batch cimport Batch
 from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find_one
+from monolith_kv._hashing cimport SHARDS
+from monolith_kv._lock cimport lock_alone, lock_leave, lock_pass
 from monolith_kv._row cimport row_clamp_time, row_is_cold, row_renew
 from monolith_kv._shard cimport (
+    ALL_SHARDS,
     Group,
     Policy,
     Shard,
@@ -19,8 +22,7 @@ from monolith_kv._shard cimport (
     locked_remove,
     locked_reserve,
     locked_touch,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
+    shard_enter_alone,
 )
 from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t, unix_s_t
 
@@ -61,22 +63,38 @@ cdef void locked_push_group(
             header_warm(header)
 
 
-cdef status_t shard_push(
-    Shard* shard, const Batch* batch, size_t number, const float** gradients, unix_s_t now
+cdef status_t shards_push(
+    Shard* shards, const Batch* batch, const float** gradients, unix_s_t now
 ) noexcept nogil:
     """Step distinct ids; gradients[position] is each one's sum."""
+    cdef uint32_t left = ALL_SHARDS
+    cdef size_t number
+    cdef bint is_patient
+    cdef status_t status = STATUS_OK
+    now = row_clamp_time(now)
+    for is_patient in range(2):
+        for number in range(SHARDS):
+            if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
+                status |= locked_push(&shards[number], batch, number, gradients, now)
+                lock_leave(&shards[number].lock)
+                left ^= <uint32_t>1 << number
+    return status
+
+
+cdef status_t locked_push(
+    Shard* shard, const Batch* batch, size_t number, const float** gradients, unix_s_t now
+) noexcept nogil:
     cdef size_t start = batch.starts[number]
     cdef size_t end = batch.starts[number + 1]
     cdef Group group
-    cdef status_t status
-    now = row_clamp_time(now)
-    pthread_mutex_lock(&shard.lock)
-    status = locked_reserve(shard, end - start)
+    cdef status_t status = locked_reserve(shard, end - start)
     while start < end and status == STATUS_OK:
         group_fill(shard, batch, start, end, &group)
         locked_push_group(shard, &group, gradients, now)
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
+        if start < end:
+            lock_pass(&shard.lock)
+            status = locked_reserve(shard, end - start)
     return status
 
 
@@ -91,41 +109,64 @@ cdef void locked_set(
     locked_touch(shard, fid, header)
 
 
-cdef status_t shard_upsert(
+cdef status_t shards_upsert(
+    Shard* shards, const Batch* batch, const float* rows, unix_s_t now
+) noexcept nogil:
+    cdef uint32_t left = ALL_SHARDS
+    cdef size_t number
+    cdef bint is_patient
+    cdef status_t status = STATUS_OK
+    now = row_clamp_time(now)
+    for is_patient in range(2):
+        for number in range(SHARDS):
+            if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
+                status |= locked_upsert(&shards[number], batch, number, rows, now)
+                lock_leave(&shards[number].lock)
+                left ^= <uint32_t>1 << number
+    return status
+
+
+cdef status_t locked_upsert(
     Shard* shard, const Batch* batch, size_t number, const float* rows, unix_s_t now
 ) noexcept nogil:
     cdef size_t start = batch.starts[number]
     cdef size_t end = batch.starts[number + 1]
+    cdef Group group
+    cdef status_t status = locked_reserve(shard, end - start)
+    while start < end and status == STATUS_OK:
+        group_fill(shard, batch, start, end, &group)
+        status = locked_upsert_group(shard, &group, rows, now)
+        start += group.count
+        if start < end and status == STATUS_OK:
+            lock_pass(&shard.lock)
+            status = locked_reserve(shard, end - start)
+    return status
+
+
+cdef status_t locked_upsert_group(
+    Shard* shard, const Group* group, const float* rows, unix_s_t now
+) noexcept nogil:
     cdef size_t dim = shard.policy.dim
     cdef size_t i
     cdef row_t* cell
     cdef const float* embedding
-    cdef Group group
-    cdef status_t status
-    now = row_clamp_time(now)
-    pthread_mutex_lock(&shard.lock)
-    status = locked_reserve(shard, end - start)
-    while start < end and status == STATUS_OK:
-        group_fill(shard, batch, start, end, &group)
-        group_prefetch(shard, &group, True, False, True)
-        for i in range(group.count):
-            embedding = rows + group.positions[i] * dim
-            if group.cells[i] != NULL:
-                locked_set(shard, group.fids[i], group.cells[i][0], embedding, now)
-        # An insertion moves cells about, so what was absent is looked up again, one by one: the
-        # same new id may be in the group twice.
-        for i in range(group.count):
-            if group.cells[i] != NULL or status != STATUS_OK:
-                continue
-            embedding = rows + group.positions[i] * dim
-            cell = cuckoo_find_one(&shard.index, group.fids[i], group.hashes[i])
-            if cell != NULL:
-                locked_set(shard, group.fids[i], cell[0], embedding, now)
-            else:
-                status = locked_new_row(
-                    shard, group.fids[i], group.hashes[i], embedding, now)
-        start += group.count
-    pthread_mutex_unlock(&shard.lock)
+    cdef status_t status = STATUS_OK
+    group_prefetch(shard, group, True, False, True)
+    for i in range(group.count):
+        embedding = rows + group.positions[i] * dim
+        if group.cells[i] != NULL:
+            locked_set(shard, group.fids[i], group.cells[i][0], embedding, now)
+    # An insertion moves cells about, so what was absent is looked up again, one by one: the same
+    # new id may be in the group twice.
+    for i in range(group.count):
+        if group.cells[i] != NULL or status != STATUS_OK:
+            continue
+        embedding = rows + group.positions[i] * dim
+        cell = cuckoo_find_one(&shard.index, group.fids[i], group.hashes[i])
+        if cell != NULL:
+            locked_set(shard, group.fids[i], cell[0], embedding, now)
+        else:
+            status = locked_new_row(shard, group.fids[i], group.hashes[i], embedding, now)
     return status
 
 
@@ -137,7 +178,7 @@ cdef status_t shard_insert(
     cdef uint32_t position
     cdef status_t status
     now = row_clamp_time(now)
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
@@ -145,7 +186,7 @@ cdef status_t shard_insert(
                 &shard.index, batch.fids[position], batch.hashes[position]) == NULL:
             status = locked_new_row(
                 shard, batch.fids[position], batch.hashes[position], NULL, now)
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status
 
 
@@ -158,7 +199,7 @@ cdef status_t shard_remove(
     cdef row_t* cell
     cdef Group group
     cdef status_t status
-    pthread_mutex_lock(&shard.lock)
+    lock_alone(&shard.lock)
     status = locked_reserve(shard, end - start)
     while start < end and status == STATUS_OK:
         group_fill(shard, batch, start, end, &group)
@@ -170,5 +211,5 @@ cdef status_t shard_remove(
                 removed[0] += 1
                 shard.counters.removed += 1
         start += group.count
-    pthread_mutex_unlock(&shard.lock)
+    lock_leave(&shard.lock)
     return status

@@ -89,6 +89,7 @@ def upsert(state: StoreState, entry: TableEntry, ids: Fids, rows: Rows) -> None:
                     "remove rows"
                 )
         if log is not None and len(ids):
+            core.check_upsert(rows)
             offset = log.upsert(entry.id, now, ids, rows)
         core.upsert(ids, rows, now)
         return offset

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monolith_kv._finite import is_finite
+
 CURSOR_BYTES_MAX = 1 << 20  # It is in every delta: offsets, not data.
 _FID_MAX = 2**64
 
@@ -53,7 +55,8 @@ def as_fid(fid: int) -> Ids:
 
 
 def as_rows(rows: ArrayLike, count: int, dim: int, name: str) -> Rows:
-    """Return rows as finite, C-contiguous float32 of shape (count, dim)."""
+    """Return rows as C-contiguous float32 of shape (count, dim); the core sees to it that they are
+    finite."""
     if isinstance(rows, (list, tuple)) and not rows:
         rows = np.empty((0, dim), np.float32)
     array = np.asarray(rows)
@@ -61,15 +64,7 @@ def as_rows(rows: ArrayLike, count: int, dim: int, name: str) -> Rows:
         raise TypeError(f"{name} must be float32, got {array.dtype}; convert them yourself")
     if array.shape != (count, dim):
         raise ValueError(f"{name} must have shape {(count, dim)}, got {array.shape}")
-    array = np.ascontiguousarray(array)
-    if not is_finite(array):
-        raise ValueError(f"{name} must be finite, got NaN or infinity; nothing was applied")
-    return array
-
-
-def is_finite(array: Rows) -> bool:
-    """Tell whether there is neither NaN nor infinity in an array."""
-    return bool(np.isfinite(array).all())
+    return np.ascontiguousarray(array)
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: Any, name: str) -> None:
@@ -119,7 +114,7 @@ def as_weights(weights: ArrayLike | None, count: int, combiner: str) -> Rows | N
     if array.shape != (count,):
         raise ValueError(f"weights must have shape {(count,)}, got {array.shape}")
     array = np.ascontiguousarray(array)
-    if not is_finite(array):
+    if not is_finite(array.reshape(-1)):
         raise ValueError("weights must be finite, got NaN or infinity")
     return array
 

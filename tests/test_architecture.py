@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 CYTHON_RANKS = [
-    ["_types"],
-    ["_hashing", "_row", "_buffer"],
+    ["_types", "_finite"],
+    ["_hashing", "_row", "_buffer", "_lock"],
     ["_pages"],
     ["_batch", "_checksum", "_digest", "_arena", "_sketch", "_initializers", "_optimizers"],
     ["_codec", "_cuckoo"],
@@ -30,10 +30,10 @@ CYTHON_RANKS = [
     ["_testing", "_yardsticks"],
 ]
 # Modules that Python sees; all others are structs and functions without a Python object.
-CYTHON_DOORS = {"_checksum", "_core", "_records", "_views", "_table", "_testing", "_yardsticks"}
+CYTHON_DOORS = {"_checksum", "_finite", "_core", "_records", "_views", "_table", "_testing", "_yardsticks"}
 
 PYTHON_RANKS = [
-    ["errors", "storage", "_checksum"],
+    ["errors", "storage", "_checksum", "_finite"],
     ["units", "validation", "storage.files"],
     ["optimizers", "initializers", "policies", "lineage", "published", "storage.format"],
     ["schema", "storage.framing"],
