@@ -49,11 +49,13 @@ cdef inline unix_s_t row_clamp_time(unix_s_t now) noexcept nogil:
     return 0 if now < 0 else (latest if now > latest else now)
 
 
-cdef inline uint64_t row_renew(uint64_t header, unix_s_t now) noexcept nogil:
+cdef inline void row_renew(uint64_t* header, unix_s_t now) noexcept nogil:
     """Set the time to `now`, never to an earlier one: a clock going back makes no row older."""
-    if now <= row_time(header):
-        return header
-    return (header & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1)) | (<uint64_t>now << ROW_TIME_SHIFT)
+    # Stored only if it changes: a line that stays clean is not written back.
+    if now > row_time(header[0]):
+        header[0] = (
+            (header[0] & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1))
+            | (<uint64_t>now << ROW_TIME_SHIFT))
 
 
 cdef inline row_t row_cold(uint64_t flags) noexcept nogil:

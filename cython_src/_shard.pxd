@@ -41,11 +41,14 @@ cdef extern from *:
     """
     uint64_t MKV_LOAD64(const uint64_t* place) noexcept nogil
     void MKV_ADD64(uint64_t* place, uint64_t value) noexcept nogil
+    void __builtin_prefetch(const void* address) noexcept nogil
     bint MKV_SWAP64(uint64_t* place, uint64_t* seen, uint64_t value) noexcept nogil
 
 cdef enum:
     SLOTS = 65536      # a slot is the top 16 bits of a fid
     ALL_SHARDS = (1 << SHARDS) - 1
+    LINE_FLOATS = 16
+    PREFETCH_FLOATS_MAX = 512   # of a longer row the hardware prefetcher fetches the rest
 
 cdef struct SlicePolicy:
     SliceSpan span
@@ -142,6 +145,17 @@ cdef inline bint shard_enter_alone(Shard* shard, bint is_patient) noexcept nogil
         return lock_try_alone(&shard.lock)
     lock_alone(&shard.lock)
     return True
+
+
+cdef inline void floats_prefetch(const float* first, size_t count) noexcept nogil:
+    cdef size_t i = 0
+    if count > PREFETCH_FLOATS_MAX:
+        count = PREFETCH_FLOATS_MAX
+    while i < count:
+        __builtin_prefetch(first + i)
+        i += LINE_FLOATS
+    if count:
+        __builtin_prefetch(first + count - 1)
 
 
 cdef inline uint32_t fid_slot(fid_t fid) noexcept nogil:

@@ -57,10 +57,6 @@ from monolith_kv._types cimport (
 cdef extern from *:
     void __builtin_prefetch(const void* address) noexcept nogil
 
-cdef enum:
-    LINE_FLOATS = 16
-    PREFETCH_FLOATS_MAX = 512   # of a longer row the hardware prefetcher fetches the rest
-
 
 cdef status_t shard_create(
     Shard* shard, const Policy* policy, Pages* pages, uint64_t seed
@@ -221,17 +217,6 @@ cdef void group_fill(
         group.fids[i] = batch.fids[group.positions[i]]
         group.hashes[i] = batch.hashes[group.positions[i]]
     cuckoo_find(&shard.index, group.fids, group.hashes, group.count, group.cells)
-
-
-cdef inline void floats_prefetch(const float* first, size_t count) noexcept nogil:
-    cdef size_t i = 0
-    if count > PREFETCH_FLOATS_MAX:
-        count = PREFETCH_FLOATS_MAX
-    while i < count:
-        __builtin_prefetch(first + i)
-        i += LINE_FLOATS
-    if count:
-        __builtin_prefetch(first + count - 1)
 
 
 cdef void group_prefetch(

@@ -8,12 +8,13 @@ from monolith_kv._batch cimport Batch
 from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find_one
 from monolith_kv._hashing cimport SHARDS
 from monolith_kv._lock cimport lock_alone, lock_leave, lock_pass
-from monolith_kv._row cimport row_clamp_time, row_is_cold, row_renew
+from monolith_kv._row cimport ROW_UNSUMMED, row_clamp_time, row_is_cold, row_renew
 from monolith_kv._shard cimport (
     ALL_SHARDS,
     Group,
     Policy,
     Shard,
+    floats_prefetch,
     group_fill,
     group_prefetch,
     header_warm,
@@ -25,6 +26,18 @@ from monolith_kv._shard cimport (
     shard_enter_alone,
 )
 from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t, unix_s_t
+
+cdef extern from "stream.h" nogil:
+    bint mkv_streams(const float* target, size_t floats)
+    void mkv_stream(float* target, const float* source, size_t floats)
+    void mkv_stream_end()
+
+cdef enum:
+    STEP_IDS = 128     # a writer's step: readers that wait are let in after each
+
+
+cdef inline size_t step_end(size_t start, size_t end) noexcept nogil:
+    return start + STEP_IDS if end - start > STEP_IDS else end
 
 
 cdef void locked_push_group(
@@ -57,7 +70,7 @@ cdef void locked_push_group(
             embeddings, states, steps, count)
     for i in range(count):
         header = arena_header(&shard.arena, group.cells[members[i]][0])
-        header[0] = row_renew(header[0], now)
+        row_renew(header, now)
         locked_touch(shard, group.fids[members[i]], header)
         if policy.counts_heat:
             header_warm(header)
@@ -89,7 +102,7 @@ cdef status_t locked_push(
     cdef Group group
     cdef status_t status = locked_reserve(shard, end - start)
     while start < end and status == STATUS_OK:
-        group_fill(shard, batch, start, end, &group)
+        group_fill(shard, batch, start, step_end(start, end), &group)
         locked_push_group(shard, &group, gradients, now)
         start += group.count
         if start < end:
@@ -102,10 +115,13 @@ cdef void locked_set(
     Shard* shard, fid_t fid, row_t row, const float* embedding, unix_s_t now
 ) noexcept nogil:
     cdef uint64_t* header = arena_header(&shard.arena, row)
+    cdef float* target = arena_embedding(&shard.arena, row)
     locked_before_change(shard, fid, row)
-    memcpy(
-        arena_embedding(&shard.arena, row), embedding, shard.policy.dim * sizeof(float))
-    header[0] = row_renew(header[0], now)
+    if mkv_streams(target, shard.policy.dim):
+        mkv_stream(target, embedding, shard.policy.dim)
+    else:
+        memcpy(target, embedding, shard.policy.dim * sizeof(float))
+    row_renew(header, now)
     locked_touch(shard, fid, header)
 
 
@@ -134,7 +150,7 @@ cdef status_t locked_upsert(
     cdef Group group
     cdef status_t status = locked_reserve(shard, end - start)
     while start < end and status == STATUS_OK:
-        group_fill(shard, batch, start, end, &group)
+        group_fill(shard, batch, start, step_end(start, end), &group)
         status = locked_upsert_group(shard, &group, rows, now)
         start += group.count
         if start < end and status == STATUS_OK:
@@ -151,7 +167,8 @@ cdef status_t locked_upsert_group(
     cdef row_t* cell
     cdef const float* embedding
     cdef status_t status = STATUS_OK
-    group_prefetch(shard, group, True, False, True)
+    group_prefetch(shard, group, False, False, True)
+    group_prefetch_changing(shard, group)
     for i in range(group.count):
         embedding = rows + group.positions[i] * dim
         if group.cells[i] != NULL:
@@ -167,7 +184,21 @@ cdef status_t locked_upsert_group(
             locked_set(shard, group.fids[i], cell[0], embedding, now)
         else:
             status = locked_new_row(shard, group.fids[i], group.hashes[i], embedding, now)
+    mkv_stream_end()
     return status
+
+
+cdef void group_prefetch_changing(const Shard* shard, const Group* group) noexcept nogil:
+    """Ask for the old embeddings, where something still has to be done with them."""
+    cdef size_t i
+    cdef row_t row
+    for i in range(group.count):
+        if group.cells[i] == NULL:
+            continue
+        row = group.cells[i][0]
+        if not mkv_streams(arena_embedding(&shard.arena, row), shard.policy.dim) or (
+                not arena_header(&shard.arena, row)[0] & ROW_UNSUMMED):
+            floats_prefetch(arena_embedding(&shard.arena, row), shard.policy.dim)
 
 
 cdef status_t shard_insert(

@@ -30,7 +30,8 @@ CYTHON_RANKS = [
     ["_testing", "_yardsticks"],
 ]
 # Modules that Python sees; all others are structs and functions without a Python object.
-CYTHON_DOORS = {"_checksum", "_finite", "_core", "_records", "_views", "_table", "_testing", "_yardsticks"}
+CYTHON_DOORS = {"_checksum", "_finite", "_core", "_records", "_views", "_table"}
+CYTHON_DOORS |= {"_testing", "_yardsticks"}
 
 PYTHON_RANKS = [
     ["errors", "storage", "_checksum", "_finite"],
