@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from monolith_kv._arena cimport arena_embedding
 from monolith_kv._batch cimport Batch, Unique, unique_create, unique_destroy
@@ -11,21 +11,20 @@ from monolith_kv._buffer cimport (
     buffer_append_u64,
     buffer_extend,
     buffer_free,
+    buffer_init,
     buffer_reserve,
 )
 from monolith_kv._codec cimport load_le64
 from monolith_kv._cuckoo cimport cuckoo_find_one
 from monolith_kv._hashing cimport SHARDS, hash_fid
 from monolith_kv._lock cimport lock_alone, lock_leave
-from monolith_kv._read cimport shared_copy_group
+from monolith_kv._read cimport shared_copy
 from monolith_kv._row cimport row_clamp_time
 from monolith_kv._shard cimport (
     ALL_SHARDS,
-    Group,
     Policy,
     Shard,
     fid_slot,
-    group_fill,
     locked_new_row,
     locked_reserve,
     shard_enter,
@@ -147,36 +146,22 @@ cdef status_t shards_pull(
     cdef uint32_t left = ALL_SHARDS
     cdef size_t number
     cdef bint is_patient
-    cdef Buffer absent
+    cdef Buffer absent, cold
     cdef status_t status = STATUS_OK
-    memset(&absent, 0, sizeof(Buffer))
+    buffer_init(&absent)
+    buffer_init(&cold)
     for is_patient in range(2):
         for number in range(SHARDS):
             if left >> number & 1 and shard_enter(&shards[number], is_patient):
                 left ^= <uint32_t>1 << number
                 absent.count = 0
-                status |= shared_pull_present(&shards[number], batch, number, out, &absent)
+                status |= shared_copy(
+                    &shards[number], batch, number, out, NULL, &cold, &absent)
                 lock_leave(&shards[number].lock)
                 if absent.count and status & STATUS_OUT_OF_MEMORY == 0:
                     status |= shard_pull_absent(
                         &shards[number], batch, &absent, out, now, may_insert, inserted)
     buffer_free(&absent)
-    return status
-
-
-cdef status_t shared_pull_present(
-    Shard* shard, const Batch* batch, size_t number, float* out, Buffer* absent
-) noexcept nogil:
-    cdef size_t start = batch.starts[number]
-    cdef size_t end = batch.starts[number + 1]
-    cdef Group group
-    cdef Buffer cold
-    cdef status_t status = STATUS_OK
-    memset(&cold, 0, sizeof(Buffer))
-    while start < end:
-        group_fill(shard, batch, start, end, &group)
-        status |= shared_copy_group(shard, &group, out, NULL, &cold, absent)
-        start += group.count
     buffer_free(&cold)
     return status
 

@@ -16,7 +16,12 @@ from monolith_kv._types cimport fid_t, row_t, status_t
 
 cdef enum:
     BUCKET_CELLS = 5
-    FIND_GROUP = 256   # fids whose cache misses are in flight together
+    FIND_GROUP = 256           # fids whose cache misses are in flight together
+    TAG_ONES = 0x1041041       # the lowest bit of each of the five tags
+    TAG_HIGHS = 0x20820820     # the highest
+
+cdef extern from *:
+    int __builtin_ctz(unsigned int value) noexcept nogil
 
 cdef struct Bucket:
     fid_t fids[BUCKET_CELLS]
@@ -40,8 +45,10 @@ cdef struct Cuckoo:
 
 cdef status_t cuckoo_create(Cuckoo* index, Pages* pages, uint64_t seed) noexcept nogil
 cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil
+# The index of a fid lies `stride` bytes behind `first` times the number of its shard.
 cdef void cuckoo_find(
-    const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
+    const Cuckoo* first, size_t stride, const fid_t* fids, const uint64_t* hashes, size_t count,
+    row_t** cells
 ) noexcept nogil
 cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
 cdef status_t cuckoo_insert(
@@ -62,3 +69,18 @@ cdef inline Segment* cuckoo_segment(const Cuckoo* index, uint64_t hashed) noexce
 
 cdef inline uint32_t bucket_tag(const Bucket* bucket, uint32_t cell) noexcept nogil:
     return (bucket.tags >> (6 * cell)) & 63
+
+
+cdef inline int bucket_find(const Bucket* bucket, fid_t fid, uint32_t tag) noexcept nogil:
+    """The cell that holds `fid`, or -1."""
+    cdef uint32_t differing = bucket.tags ^ (tag * <uint32_t>TAG_ONES)
+    # A zero tag shows as its high bit. A borrow may show one too many, so tags are compared
+    # again: an empty cell may still hold a fid that was erased.
+    cdef uint32_t equal = (differing - <uint32_t>TAG_ONES) & ~differing & <uint32_t>TAG_HIGHS
+    cdef uint32_t cell
+    while equal:
+        cell = <uint32_t>__builtin_ctz(equal) // 6
+        if bucket.fids[cell] == fid and bucket_tag(bucket, cell) == tag:
+            return <int>cell
+        equal &= equal - 1
+    return -1

@@ -10,11 +10,11 @@ from monolith_kv._hashing cimport (
     hash_bucket_second,
     hash_fid,
     hash_mix,
+    hash_shard,
     hash_tag,
 )
 from monolith_kv._pages cimport (
     PARTS_MAX,
-    PIECE_BYTES,
     Pages,
     pages_give_part,
     pages_take_part,
@@ -44,8 +44,9 @@ cdef extern from *:
     """
     void* mkv_lines_allocate(size_t size_bytes) noexcept nogil
     void mkv_lines_free(void* lines, size_t size_bytes) noexcept nogil
-    void __builtin_prefetch(const void* address) noexcept nogil
-    int __builtin_ctz(unsigned int value) noexcept nogil
+
+cdef extern from "prefetch.h":
+    void MKV_PREFETCH(const void* address) noexcept nogil
 
 cdef struct PathNode:
     uint32_t bucket
@@ -57,8 +58,6 @@ cdef enum:
     SEGMENT_BUCKETS_MIN = 4
     PARTS_MIN = 4              # a segment grows up to a quarter of a piece, then it splits
     PATH_NODES_MAX = 400       # buckets that an insert may look at for a free cell
-    TAG_ONES = 0x1041041       # the lowest bit of each of the five tags
-    TAG_HIGHS = 0x20820820     # the highest
 
 # A segment is rebuilt when this full: with five cells a bucket moves seldom fail below 0.97, but
 # from here on an insertion moves many.
@@ -68,21 +67,6 @@ cdef double LOAD_REBUILT = 0.80
 
 
 # --- find ------------------------------------------------------------------------------------
-
-cdef inline int bucket_find(const Bucket* bucket, fid_t fid, uint32_t tag) noexcept nogil:
-    """The cell that holds `fid`, or -1."""
-    cdef uint32_t differing = bucket.tags ^ (tag * <uint32_t>TAG_ONES)
-    # A zero tag shows as its high bit. A borrow may show one too many, so tags are compared
-    # again: an empty cell may still hold a fid that was erased.
-    cdef uint32_t equal = (differing - <uint32_t>TAG_ONES) & ~differing & <uint32_t>TAG_HIGHS
-    cdef uint32_t cell
-    while equal:
-        cell = <uint32_t>__builtin_ctz(equal) // 6
-        if bucket.fids[cell] == fid and bucket_tag(bucket, cell) == tag:
-            return <int>cell
-        equal &= equal - 1
-    return -1
-
 
 cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil:
     cdef Segment* segment = cuckoo_segment(index, hashed)
@@ -97,8 +81,16 @@ cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noe
     return &bucket.rows[cell] if cell >= 0 else NULL
 
 
+cdef inline Segment* find_segment(
+    const Cuckoo* first, size_t stride, uint64_t hashed
+) noexcept nogil:
+    return cuckoo_segment(
+        <const Cuckoo*>(<const char*>first + stride * hash_shard(hashed)), hashed)
+
+
 cdef void cuckoo_find(
-    const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
+    const Cuckoo* first, size_t stride, const fid_t* fids, const uint64_t* hashes, size_t count,
+    row_t** cells
 ) noexcept nogil:
     """Find at most FIND_GROUP fids; cells[i] points to the row number of fids[i], or is NULL."""
     cdef Bucket* buckets[FIND_GROUP]
@@ -108,20 +100,20 @@ cdef void cuckoo_find(
     cdef int cell
     cdef Segment* segment
     for i in range(count):
-        segment = cuckoo_segment(index, hashes[i])
+        segment = find_segment(first, stride, hashes[i])
         buckets[i] = segment.buckets + hash_bucket_first(
             hashes[i], segment.multiplier, segment.buckets_count)
-        __builtin_prefetch(buckets[i])
+        MKV_PREFETCH(buckets[i])
     for i in range(count):
         cell = bucket_find(buckets[i], fids[i], hash_tag(hashes[i]))
         if cell >= 0:
             cells[i] = &buckets[i].rows[cell]
             continue
         cells[i] = NULL
-        segment = cuckoo_segment(index, hashes[i])
+        segment = find_segment(first, stride, hashes[i])
         buckets[i] = segment.buckets + hash_bucket_second(
             hashes[i], segment.multiplier, segment.buckets_count)
-        __builtin_prefetch(buckets[i])
+        MKV_PREFETCH(buckets[i])
         missed[misses] = <uint32_t>i
         misses += 1
     for k in range(misses):

@@ -70,8 +70,8 @@ cdef inline bint lock_try_alone(Lock* lock) noexcept nogil:
 
 
 cdef inline void lock_alone(Lock* lock) noexcept nogil:
-    cdef int tries
-    for tries in range(LOCK_TRIES):
+    cdef int _try
+    for _try in range(LOCK_TRIES):
         if lock_try_alone(lock):
             return
         MKV_PAUSE()
@@ -83,11 +83,11 @@ cdef inline bint lock_try_shared(Lock* lock) noexcept nogil:
 
 
 cdef inline void lock_shared(Lock* lock) noexcept nogil:
-    cdef int tries
+    cdef int _try
     if lock_try_shared(lock):
         return
     MKV_ADD(&lock.readers_waiting, 1)
-    for tries in range(LOCK_TRIES):
+    for _try in range(LOCK_TRIES):
         if lock_try_shared(lock):
             break
         MKV_PAUSE()
@@ -102,11 +102,11 @@ cdef inline void lock_leave(Lock* lock) noexcept nogil:
 
 cdef inline void lock_pass(Lock* lock) noexcept nogil:
     """Let readers that wait in; the lock is held alone before and after."""
-    cdef int tries
+    cdef int _try
     if MKV_LOAD(&lock.readers_waiting) == 0:
         return
     lock_leave(lock)
-    for tries in range(LOCK_PASS_TRIES):
+    for _try in range(LOCK_PASS_TRIES):
         if MKV_LOAD(&lock.readers_waiting) == 0:
             break
         MKV_PAUSE()

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t
 
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
-from monolith_kv._shard cimport Group, Shard
+from monolith_kv._shard cimport Shard
 from monolith_kv._types cimport status_t
 
 cdef status_t shards_lookup(
@@ -19,6 +19,8 @@ cdef status_t shard_state(
     Shard* shard, const Batch* batch, size_t number, float* out, Buffer* cold) noexcept nogil
 cdef status_t shard_timestamps(
     Shard* shard, const Batch* batch, size_t number, int64_t* out, Buffer* cold) noexcept nogil
-cdef status_t shared_copy_group(
-    Shard* shard, const Group* group, float* out, uint8_t* found, Buffer* cold, Buffer* absent
+# Positions of absent ids are appended to `absent`, where it is given (u64 each).
+cdef status_t shared_copy(
+    Shard* shard, const Batch* batch, size_t number, float* out, uint8_t* found, Buffer* cold,
+    Buffer* absent
 ) noexcept nogil

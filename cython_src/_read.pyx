@@ -6,6 +6,15 @@ from libc.string cimport memcpy, memset
 from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
+from monolith_kv._finder cimport (
+    RING,
+    Finder,
+    MKV_PREFETCH,
+    finder_ahead,
+    finder_ask,
+    finder_look,
+    finder_look_again,
+)
 from monolith_kv._hashing cimport SHARDS
 from monolith_kv._lock cimport lock_leave, lock_shared
 from monolith_kv._row cimport row_is_cold, row_time
@@ -13,8 +22,8 @@ from monolith_kv._shard cimport (
     ALL_SHARDS,
     MKV_ADD64,
     Group,
-    Policy,
     Shard,
+    floats_prefetch,
     group_fill,
     group_prefetch,
     header_warm,
@@ -23,45 +32,72 @@ from monolith_kv._shard cimport (
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, row_t, status_t
 
 
-cdef inline status_t note_cold(Buffer* cold, uint32_t position) noexcept nogil:
-    if buffer_reserve(cold, sizeof(uint64_t)) != STATUS_OK:
+cdef inline status_t note(Buffer* positions, uint32_t position) noexcept nogil:
+    if buffer_reserve(positions, sizeof(uint64_t)) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
-    buffer_append_u64(cold, position)
+    buffer_append_u64(positions, position)
     return STATUS_OK
 
 
-cdef status_t shared_copy_group(
-    Shard* shard, const Group* group, float* out, uint8_t* found, Buffer* cold, Buffer* absent
+cdef inline void prefetch_cell(const Shard* shard, const row_t* cell) noexcept nogil:
+    if cell == NULL or row_is_cold(cell[0]):
+        return
+    floats_prefetch(arena_embedding(&shard.arena, cell[0]), shard.policy.dim)
+    if shard.policy.counts_heat:
+        MKV_PREFETCH(arena_header(&shard.arena, cell[0]))
+
+
+cdef status_t shared_copy(
+    Shard* shard, const Batch* batch, size_t number, float* out, uint8_t* found, Buffer* cold,
+    Buffer* absent
 ) noexcept nogil:
-    """Copy the embeddings of a group to their positions; zeros where there is none in memory."""
-    cdef const Policy* policy = shard.policy
-    cdef size_t bytes_row = policy.dim * sizeof(float)
+    """Copy the embeddings of a batch to their positions; zeros where there is none in memory."""
+    cdef size_t dim = shard.policy.dim
+    cdef size_t start = batch.starts[number]
+    cdef size_t count = batch.starts[number + 1] - start
+    cdef const uint32_t* order = batch.order + start
+    cdef size_t ahead = finder_ahead(dim * sizeof(float))
     cdef size_t hits = 0
-    cdef size_t i
+    cdef size_t k
     cdef uint32_t position
-    cdef row_t row
+    cdef row_t* cell
+    cdef Finder finder
     cdef status_t status = STATUS_OK
-    group_prefetch(shard, group, True, False, policy.counts_heat)
-    for i in range(group.count):
-        position = group.positions[i]
+    finder.first = &shard.index
+    finder.stride = 0
+    for k in range(count + 3 * ahead if count else 0):
+        if k < count:
+            finder_ask(&finder, k, batch.hashes[order[k]])
+        if k >= ahead and k - ahead < count:
+            position = order[k - ahead]
+            prefetch_cell(shard, finder_look(
+                &finder, k - ahead, batch.fids[position], batch.hashes[position]))
+        if k >= 2 * ahead and k - 2 * ahead < count and (
+                finder.cells[(k - 2 * ahead) % RING] == NULL):
+            position = order[k - 2 * ahead]
+            prefetch_cell(shard, finder_look_again(
+                &finder, k - 2 * ahead, batch.fids[position], batch.hashes[position]))
+        if k < 3 * ahead:
+            continue
+        position = order[k - 3 * ahead]
+        cell = finder.cells[(k - 3 * ahead) % RING]
+        hits += cell != NULL
         if found != NULL:
-            found[position] = group.cells[i] != NULL
-        if group.cells[i] == NULL:
-            memset(out + position * policy.dim, 0, bytes_row)
-            if absent != NULL:
-                status |= note_cold(absent, position)
+            found[position] = cell != NULL
+        if cell != NULL and not row_is_cold(cell[0]):
+            memcpy(
+                out + position * dim, arena_embedding(&shard.arena, cell[0]),
+                dim * sizeof(float))
+            if shard.policy.counts_heat:
+                header_warm(arena_header(&shard.arena, cell[0]))
             continue
-        hits += 1
-        row = group.cells[i][0]
-        if row_is_cold(row):
-            memset(out + position * policy.dim, 0, bytes_row)
-            status |= note_cold(cold, position)
-            continue
-        memcpy(out + position * policy.dim, arena_embedding(&shard.arena, row), bytes_row)
-        if policy.counts_heat:
-            header_warm(arena_header(&shard.arena, row))
+        memset(out + position * dim, 0, dim * sizeof(float))
+        if cell != NULL:
+            status |= note(cold, position)
+        elif absent != NULL:
+            status |= note(absent, position)
     MKV_ADD64(&shard.counters.hits, hits)
-    MKV_ADD64(&shard.counters.lookups, group.count)
+    MKV_ADD64(&shard.counters.lookups, count)
     return status
 
 
@@ -75,23 +111,9 @@ cdef status_t shards_lookup(
     for is_patient in range(2):
         for number in range(SHARDS):
             if left >> number & 1 and shard_enter(&shards[number], is_patient):
-                status |= shared_lookup(&shards[number], batch, number, out, found, cold)
+                status |= shared_copy(&shards[number], batch, number, out, found, cold, NULL)
                 lock_leave(&shards[number].lock)
                 left ^= <uint32_t>1 << number
-    return status
-
-
-cdef status_t shared_lookup(
-    Shard* shard, const Batch* batch, size_t number, float* out, uint8_t* found, Buffer* cold
-) noexcept nogil:
-    cdef size_t start = batch.starts[number]
-    cdef size_t end = batch.starts[number + 1]
-    cdef Group group
-    cdef status_t status = STATUS_OK
-    while start < end:
-        group_fill(shard, batch, start, end, &group)
-        status |= shared_copy_group(shard, &group, out, found, cold, NULL)
-        start += group.count
     return status
 
 
@@ -133,7 +155,7 @@ cdef status_t shard_state(
                 continue
             memset(place, 0, floats * sizeof(float))
             if group.cells[i] != NULL:
-                status |= note_cold(cold, group.positions[i])
+                status |= note(cold, group.positions[i])
         start += group.count
     lock_leave(&shard.lock)
     return status
@@ -155,7 +177,7 @@ cdef status_t shard_timestamps(
             if group.cells[i] == NULL:
                 continue
             if row_is_cold(group.cells[i][0]):
-                status |= note_cold(cold, group.positions[i])
+                status |= note(cold, group.positions[i])
             else:
                 out[group.positions[i]] = row_time(
                     arena_header(&shard.arena, group.cells[i][0])[0])

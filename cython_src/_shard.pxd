@@ -41,8 +41,10 @@ cdef extern from *:
     """
     uint64_t MKV_LOAD64(const uint64_t* place) noexcept nogil
     void MKV_ADD64(uint64_t* place, uint64_t value) noexcept nogil
-    void __builtin_prefetch(const void* address) noexcept nogil
     bint MKV_SWAP64(uint64_t* place, uint64_t* seen, uint64_t value) noexcept nogil
+
+cdef extern from "prefetch.h":
+    void MKV_PREFETCH(const void* address) noexcept nogil
 
 cdef enum:
     SLOTS = 65536      # a slot is the top 16 bits of a fid
@@ -152,10 +154,10 @@ cdef inline void floats_prefetch(const float* first, size_t count) noexcept nogi
     if count > PREFETCH_FLOATS_MAX:
         count = PREFETCH_FLOATS_MAX
     while i < count:
-        __builtin_prefetch(first + i)
+        MKV_PREFETCH(first + i)
         i += LINE_FLOATS
     if count:
-        __builtin_prefetch(first + count - 1)
+        MKV_PREFETCH(first + count - 1)
 
 
 cdef inline uint32_t fid_slot(fid_t fid) noexcept nogil:

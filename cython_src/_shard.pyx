@@ -54,10 +54,6 @@ from monolith_kv._types cimport (
     unix_s_t,
 )
 
-cdef extern from *:
-    void __builtin_prefetch(const void* address) noexcept nogil
-
-
 cdef status_t shard_create(
     Shard* shard, const Policy* policy, Pages* pages, uint64_t seed
 ) noexcept nogil:
@@ -154,7 +150,7 @@ cdef void locked_sum_listed(Shard* shard, const Buffer* listed) noexcept nogil:
         for i in range(group.count):
             group.fids[i] = fids[i]
             group.hashes[i] = hash_fid(fids[i])
-        cuckoo_find(&shard.index, group.fids, group.hashes, group.count, group.cells)
+        cuckoo_find(&shard.index, 0, group.fids, group.hashes, group.count, group.cells)
         group_prefetch(shard, &group, True, False, True)
         for i in range(group.count):
             if group.cells[i] != NULL and not row_is_cold(group.cells[i][0]):
@@ -216,7 +212,7 @@ cdef void group_fill(
     for i in range(group.count):
         group.fids[i] = batch.fids[group.positions[i]]
         group.hashes[i] = batch.hashes[group.positions[i]]
-    cuckoo_find(&shard.index, group.fids, group.hashes, group.count, group.cells)
+    cuckoo_find(&shard.index, 0, group.fids, group.hashes, group.count, group.cells)
 
 
 cdef void group_prefetch(
@@ -230,7 +226,7 @@ cdef void group_prefetch(
             continue
         row = group.cells[i][0]
         if header:
-            __builtin_prefetch(arena_header(&shard.arena, row))
+            MKV_PREFETCH(arena_header(&shard.arena, row))
         if embedding:
             floats_prefetch(arena_embedding(&shard.arena, row), policy.dim)
         if state:

@@ -12,8 +12,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from monolith_kv._hashing cimport hash_mix, hash_range
 from monolith_kv._types cimport status_t, unix_s_t
 
-cdef extern from *:
-    void __builtin_prefetch(const void*, ...) noexcept nogil
+cdef extern from "prefetch.h":
+    void MKV_PREFETCH(const void* address) noexcept nogil
 
 cdef enum:
     SKETCH_ROWS = 4   # On disk: never change.
@@ -88,5 +88,5 @@ cdef inline void sketch_prefetch(const Sketch* sketch, uint64_t hashed) noexcept
     sketch_cells(hashed, sketch.width, places)
     for row in range(SKETCH_ROWS):
         cell = sketch.cells + (row * sketch.width + places[row]) * sketch.cell_bytes
-        __builtin_prefetch(cell)
-        __builtin_prefetch(cell + sketch.generation_bytes)
+        MKV_PREFETCH(cell)
+        MKV_PREFETCH(cell + sketch.generation_bytes)

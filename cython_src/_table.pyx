@@ -198,7 +198,6 @@ cdef class TableCore(Views):
         cdef Batch batch
         cdef Unique unique
         cdef Sums sums
-        cdef size_t shard
         cdef size_t count = ids.shape[0]
         cdef const fid_t* fids = fids_of(ids)
         cdef status_t status

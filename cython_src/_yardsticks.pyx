@@ -15,11 +15,7 @@ from monolith_kv._optimizers cimport (
     optimizer_kernel,
 )
 
-cdef extern from *:
-    """
-    #include <sys/mman.h>
-    #define MKV_PREFETCH_ONCE(address) __builtin_prefetch((address), 0, 0)
-    """
+cdef extern from "prefetch.h":
     void MKV_PREFETCH_ONCE(const void* address) noexcept nogil
 
 cdef extern from "<sys/mman.h>" nogil:

@@ -55,8 +55,10 @@ def as_fid(fid: int) -> Ids:
 
 
 def as_rows(rows: ArrayLike, count: int, dim: int, name: str) -> Rows:
-    """Return rows as C-contiguous float32 of shape (count, dim); the core sees to it that they are
-    finite."""
+    """Return rows as C-contiguous float32 of shape (count, dim).
+
+    That they are finite is seen to by the core, without the GIL.
+    """
     if isinstance(rows, (list, tuple)) and not rows:
         rows = np.empty((0, dim), np.float32)
     array = np.asarray(rows)
