@@ -21,16 +21,16 @@ def prepare(entry: Entry, folder: Path, note: Callable[[str], None]) -> str:
     """Return the interpreter for a contender; FailedError says what is missing."""
     if entry.program and shutil.which(entry.program) is None:
         raise FailedError(f"{entry.program} is not on the PATH; {entry.how}")
-    if not entry.requirements:
+    if not entry.environment:
         return sys.executable
-    home = folder / "environments" / entry.name
+    home = folder / "environments" / entry.environment
     python = home / "bin" / "python"
     done = home / "installed.txt"
     wanted = "\n".join((sys.version, *entry.requirements))
     if done.is_file() and done.read_text() == wanted:
         return str(python)
     note(f"{entry.name}: installing {' '.join(entry.requirements)}")
-    log = folder / "logs" / f"{entry.name}-install.log"
+    log = folder / "logs" / f"{entry.environment}-install.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     _run([sys.executable, "-m", "venv", "--clear", str(home)], log)
     quiet = ["--disable-pip-version-check", "--no-input", "-q"]

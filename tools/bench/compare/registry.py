@@ -18,8 +18,10 @@ class Entry:
         In tables and on the command line.
     adapter : str
         Module and class below `contenders`.
+    environment : str
+        Name of the one that it needs; empty: this interpreter will do.
     requirements : tuple of str
-        What pip installs, in an environment of its own; none: this interpreter will do.
+        What pip installs into it.
     program : str
         That has to be on the PATH.
     how : str
@@ -30,21 +32,44 @@ class Entry:
 
     name: str
     adapter: str
+    environment: str = ""
     requirements: tuple[str, ...] = ()
     program: str = ""
     how: str = ""
     is_store: bool = False
 
 
-TORCH = ("numpy>=1.26", "torch==2.13.0")
-ENTRIES = {
-    entry.name: entry
-    for entry in (
-        Entry(OWN, "own.MonolithKv"),
-        Entry("dict", "plain.PlainDict"),
-        Entry("lmdb", "lmdb_file.LmdbFile", is_store=True),
-    )
-}
+NUMPY = "numpy>=1.26"
+TORCH = (NUMPY, "torch==2.13.0")
+FBGEMM = (*TORCH, "fbgemm-gpu-cpu==1.8.0")
+TFRA = ("tensorflow-cpu==2.16.2", "tensorflow-recommenders-addons==0.8.1")
+_ALL = (
+    Entry(OWN, "own.MonolithKv"),
+    Entry("dict", "plain.PlainDict"),
+    Entry("lmdb", "lmdb_file.LmdbFile", is_store=True),
+    Entry(
+        "rocksdict",
+        "rocksdict_file.RocksdictFile",
+        environment="rocksdict",
+        requirements=(NUMPY, "rocksdict==0.3.29"),
+        is_store=True,
+    ),
+    Entry(
+        "redis",
+        "redis_server.RedisServer",
+        environment="redis",
+        requirements=(NUMPY, "redis[hiredis]==8.1.0"),
+        program="redis-server",
+        how="apt-get install redis-server",
+        is_store=True,
+    ),
+    Entry("torch", "torch_table.TorchEmbedding", environment="torch", requirements=TORCH),
+    Entry("torch-bags", "torch_table.TorchBags", environment="torch", requirements=TORCH),
+    Entry("fbgemm", "fbgemm_table.FbgemmRows", environment="fbgemm", requirements=FBGEMM),
+    Entry("fbgemm-bags", "fbgemm_table.FbgemmBags", environment="fbgemm", requirements=FBGEMM),
+    Entry("tfra", "tfra_table.TfraTable", environment="tfra", requirements=TFRA),
+)
+ENTRIES = {entry.name: entry for entry in _ALL}
 
 
 def make(name: str) -> Contender:

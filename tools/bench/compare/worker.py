@@ -71,8 +71,8 @@ class Session:
         """Fill the table; the memory that it has taken, and on what it works."""
         table = self._folder / "table"
         table.mkdir()
-        self._contender.create(table, self._scope)
         before = self._contender.resident_bytes()
+        self._contender.create(table, self._scope)
         for start in range(0, self._scope.rows, BLOCK):
             positions = np.arange(start, min(start + BLOCK, self._scope.rows))
             self._contender.insert(self._ids(positions), rows_at(positions, self._scope.dim))
