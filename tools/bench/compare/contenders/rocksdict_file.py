@@ -64,7 +64,7 @@ class RocksdictFile(ByteStore):
         self._accumulators = self._file.get_column_family(ACCUMULATORS)
         self._family = self._file.get_column_family_handle(ACCUMULATORS)
         self._unlogged = WriteOptions()
-        self._unlogged.disable_wal(True)
+        self._unlogged.disable_wal = True
 
     def _options(self) -> Options:
         options = Options(raw_mode=True)
