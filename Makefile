@@ -10,7 +10,7 @@ CYTHON := $(wildcard cython_src/*.pyx cython_src/*.pxd cython_src/*.h)
 STUBBED := $(patsubst monolith_kv/%.pyi,monolith_kv.%,$(wildcard monolith_kv/*.pyi))
 TYPE_VIEW := build/type_view
 
-.PHONY: build test demo check bench docs format clean
+.PHONY: build test demo check bench compare docs format clean
 .DELETE_ON_ERROR:
 
 build: $(STAMPS)/built
@@ -24,6 +24,10 @@ demo: build
 
 bench: build
 	$(BIN)/python -m monolith_kv_tools.bench $(BENCH_ARGS)
+
+# Minutes, and some 10 GB of memory; the first run installs what it compares with.
+compare: build
+	$(BIN)/python -m monolith_kv_tools.bench.compare $(COMPARE_ARGS)
 
 check: build $(TYPE_VIEW)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from monolith_kv_tools.bench.harness import FAST_FOLDER
 BATCH = 8192
 ROWS_MIN = 256
 INTERRUPTED = 130
+TABLES = 10  # As many times rows with their state are in files at once; 6 were seen.
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     effort = QUICK if options.quick else Effort()
     try:
-        with tempfile.TemporaryDirectory(prefix="mkv-compare-", dir=FAST_FOLDER) as scratch:
+        with tempfile.TemporaryDirectory(prefix="mkv-compare-", dir=_fast_folder(scope)) as scratch:
             course = Course(names, scope, effort, output, Path(scratch), note)
             outcomes = course.run()
     except KeyboardInterrupt:
@@ -87,10 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (output / "comparison.md").write_text(report.markdown(outcomes, scope))
     values = as_json(outcomes, scope.rows, scope.dim, report.machine(scope))
     (output / "comparison.json").write_text(json.dumps(values, indent=2) + "\n")
-    note(plot.draw(outcomes, scope, report.machine(scope), output))
+    note(plot.draw(outcomes, report.machine(scope), output))
     judged = verdicts(outcomes, scope.rows, scope.dim)
     missed = any(v.mark == "MISS" for v in judged) or bool(outcomes[OWN].missing)
     return 1 if missed else 0
+
+
+def _fast_folder(scope: Scope) -> str | None:
+    """Return a place in memory for the tables' files, if they fit; None for the system's own."""
+    needed = TABLES * 4 * 2 * scope.dim * scope.rows
+    if FAST_FOLDER is None or shutil.disk_usage(FAST_FOLDER).free < needed:
+        return None
+    return FAST_FOLDER
 
 
 if __name__ == "__main__":

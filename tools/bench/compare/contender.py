@@ -58,12 +58,15 @@ class Contender(abc.ABC):
         self.insert(ids, rows)
 
     @abc.abstractmethod
-    def save(self, path: Path) -> None:
-        """Write the whole table, with Adagrad's state, to a new file or folder `path`."""
+    def save(self, folder: Path) -> Path:
+        """Write the whole table with Adagrad's state; the file or folder that holds it.
+
+        It goes into `folder`, which is there, unless the system has a place of its own for it.
+        """
 
     @abc.abstractmethod
     def load(self, path: Path) -> None:
-        """Come back from what was saved, after `close`."""
+        """Come back, after `close`, from what `save` has returned."""
 
     @abc.abstractmethod
     def close(self) -> None:

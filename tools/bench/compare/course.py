@@ -100,10 +100,8 @@ class Course:
                 self._note(f"{label(operation, traffic)}: {self._effort.rounds(operation)} rounds")
                 for number in range(self._effort.rounds(operation)):
                     self._round(operation, traffic, number)
-            for what in ("save", "grow"):
-                for name in list(self._processes):
-                    self._note(f"{name}: {what}")
-                    self._once(name, what)
+            for name in list(self._processes):
+                self._alone(name)
             at_once = False
         finally:
             for process in self._processes.values():
@@ -164,10 +162,14 @@ class Course:
                 seconds = self.outcomes[name].seconds
                 seconds.setdefault(label(operation, traffic), []).append(median_s)
 
-    def _once(self, name: str, what: str) -> None:
-        reply = self._ask(name, what)
-        if reply is not None:
-            self.outcomes[name].values |= reply
+    def _alone(self, name: str) -> None:
+        """Measure what is done once, then let the worker go: saved tables are large."""
+        for what in ("save", "grow"):
+            if name in self._processes:
+                self._note(f"{name}: {what}")
+                self.outcomes[name].values |= self._ask(name, what) or {}
+        if name in self._processes:
+            self._processes.pop(name).end()
 
     def _ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any] | None:
         try:

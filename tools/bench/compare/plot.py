@@ -5,14 +5,13 @@ from pathlib import Path
 
 from monolith_kv_tools.bench.compare.registry import OWN
 from monolith_kv_tools.bench.compare.results import Outcome, label, ratio
-from monolith_kv_tools.bench.compare.work import MEASURED, Scope
+from monolith_kv_tools.bench.compare.work import MEASURED
 
 PICTURES = ("comparison.png", "comparison.svg")
+SLOWER, FASTER = "#4878a8", "#d08030"
 
 
-def draw(
-    outcomes: Mapping[str, Outcome], scope: Scope, machine: Mapping[str, str], output: Path
-) -> str:
+def draw(outcomes: Mapping[str, Outcome], machine: Mapping[str, str], output: Path) -> str:
     """Write the pictures; a sentence that says where, or what is missing for it."""
     try:
         import matplotlib
@@ -22,29 +21,32 @@ def draw(
     except ImportError:
         return "no picture: matplotlib is missing; pip install matplotlib"
     names = [name for name, o in outcomes.items() if not o.missing and name != OWN]
-    height = 2.2 + 0.45 * max(1, len(names))
+    height = 2.6 + 0.45 * max(1, len(names))
     figure, axes = pyplot.subplots(1, len(MEASURED), figsize=(14, height), sharey=True)
     for axis, (operation, traffic) in zip(axes, MEASURED, strict=True):
-        values = [ratio(outcomes, name, label(operation, traffic)) for name in names]
-        bars = axis.barh(names, [value or 0.0 for value in values], color="#4878a8")
-        axis.bar_label(bars, [f" {v:.3g}" if v else " -" for v in values], fontsize=8)
-        axis.axvline(1.0, color="#c03030", linewidth=1.2)
+        values = [ratio(outcomes, name, label(operation, traffic)) or 1.0 for name in names]
+        colors = [SLOWER if value >= 1.0 else FASTER for value in values]
+        # From 1 on: whoever is slower stands to the right of the line, whoever is faster to the left.
+        bars = axis.barh(names, [value - 1.0 for value in values], left=1.0, color=colors)
+        axis.bar_label(bars, [f"{value:.3g}" for value in values], fontsize=8, padding=3)
+        axis.axvline(1.0, color="#303030", linewidth=1.2)
         axis.set_xscale("log")
-        axis.set_xlim(0.5, 4 * max([1.0, *(value for value in values if value)]))
+        axis.set_xlim(0.5 * min([1.0, *values]), 3 * max([1.0, *values]))
         axis.set_title(label(operation, traffic), fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()
-    missing = ", ".join(name for name, o in outcomes.items() if o.missing) or "nobody"
-    figure.suptitle("Time of a call, in calls of monolith_kv (red line); longer bars are slower")
-    figure.text(
-        0.5,
-        0.01,
-        f"{machine['work']}; {machine['cpu']}, {machine['cores']} cores; missing: {missing}",
-        ha="center",
-        fontsize=8,
-    )
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.suptitle("Time of a call beside monolith_kv's: to the right of the line is slower")
+    figure.text(0.5, 0.01, _small_print(outcomes, machine), ha="center", fontsize=7)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     for name in PICTURES:
         figure.savefig(output / name, dpi=120)
     pyplot.close(figure)
     return f"written: {output}/{', '.join(PICTURES)}, comparison.md, comparison.json"
+
+
+def _small_print(outcomes: Mapping[str, Outcome], machine: Mapping[str, str]) -> str:
+    """Return the machine, the versions, and who is missing."""
+    versions = dict.fromkeys(o.version for o in outcomes.values() if not o.missing)
+    missing = ", ".join(name for name, o in outcomes.items() if o.missing) or "nobody"
+    about = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; missing: {missing}"
+    return f"{machine['work']}\n{about}\n{'; '.join(versions)}"

@@ -28,6 +28,8 @@ class Entry:
         To get that program.
     is_store : bool
         Keeps bytes for keys and knows nothing of rows.
+    remark : str
+        What one has to know to read its figures.
     """
 
     name: str
@@ -37,22 +39,25 @@ class Entry:
     program: str = ""
     how: str = ""
     is_store: bool = False
+    remark: str = ""
 
 
 NUMPY = "numpy>=1.26"
 TORCH = (NUMPY, "torch==2.13.0")
 FBGEMM = (*TORCH, "fbgemm-gpu-cpu==1.8.0")
 TFRA = ("tensorflow-cpu==2.16.2", "tensorflow-recommenders-addons==0.8.1")
+NO_INDEX = "no index: it is handed positions in place of ids"
 _ALL = (
     Entry(OWN, "own.MonolithKv"),
     Entry("dict", "plain.PlainDict"),
-    Entry("lmdb", "lmdb_file.LmdbFile", is_store=True),
+    Entry("lmdb", "lmdb_file.LmdbFile", is_store=True, remark="rows in a file that is mapped"),
     Entry(
         "rocksdict",
         "rocksdict_file.RocksdictFile",
         environment="rocksdict",
         requirements=(NUMPY, "rocksdict==0.3.29"),
         is_store=True,
+        remark="rows in files, its memory is a cache",
     ),
     Entry(
         "redis",
@@ -62,11 +67,36 @@ _ALL = (
         program="redis-server",
         how="apt-get install redis-server",
         is_store=True,
+        remark="memory is the server's; what it saves is compressed",
     ),
-    Entry("torch", "torch_table.TorchEmbedding", environment="torch", requirements=TORCH),
-    Entry("torch-bags", "torch_table.TorchBags", environment="torch", requirements=TORCH),
-    Entry("fbgemm", "fbgemm_table.FbgemmRows", environment="fbgemm", requirements=FBGEMM),
-    Entry("fbgemm-bags", "fbgemm_table.FbgemmBags", environment="fbgemm", requirements=FBGEMM),
+    Entry(
+        "torch",
+        "torch_table.TorchEmbedding",
+        environment="torch",
+        requirements=TORCH,
+        remark=f"nn.Embedding; {NO_INDEX}",
+    ),
+    Entry(
+        "torch-bags",
+        "torch_table.TorchBags",
+        environment="torch",
+        requirements=TORCH,
+        remark=f"nn.EmbeddingBag, one id in every bag; {NO_INDEX}",
+    ),
+    Entry(
+        "fbgemm",
+        "fbgemm_table.FbgemmRows",
+        environment="fbgemm",
+        requirements=FBGEMM,
+        remark=f"pooling NONE; {NO_INDEX}",
+    ),
+    Entry(
+        "fbgemm-bags",
+        "fbgemm_table.FbgemmBags",
+        environment="fbgemm",
+        requirements=FBGEMM,
+        remark=f"pooling SUM, one id in every bag; {NO_INDEX}",
+    ),
     Entry("tfra", "tfra_table.TfraTable", environment="tfra", requirements=TFRA),
 )
 ENTRIES = {entry.name: entry for entry in _ALL}

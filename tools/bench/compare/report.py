@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from monolith_kv_tools._output import table_text
-from monolith_kv_tools.bench.compare.registry import OWN
+from monolith_kv_tools.bench.compare.registry import ENTRIES, OWN
 from monolith_kv_tools.bench.compare.results import Outcome, label, ratio, verdicts
 from monolith_kv_tools.bench.compare.work import MEASURED, Scope
 
 NONE = "-"
+EXPLAINED = (
+    "Time of a call on one batch, median; (x 12): in the same round it took twelve times as long "
+    "as monolith_kv's. A row's memory and what is saved of it include Adagrad's state."
+)
 
 
 def machine(scope: Scope) -> dict[str, str]:
@@ -53,7 +57,7 @@ def cells(outcomes: Mapping[str, Outcome], rows: int) -> list[list[str]]:
 def text(outcomes: Mapping[str, Outcome], scope: Scope) -> str:
     """Return the report for a terminal."""
     parts = ["\n".join(f"{what}: {value}" for what, value in machine(scope).items())]
-    parts.append("times and rates beside monolith_kv's: (x 12) is twelve times as long a call")
+    parts.append(EXPLAINED)
     parts.append(table_text(cells(outcomes, scope.rows)))
     parts += ["\n".join(part) for part in (_notes(outcomes), _goals(outcomes, scope)) if part]
     return "\n\n".join(parts)
@@ -67,19 +71,18 @@ def markdown(outcomes: Mapping[str, Outcome], scope: Scope) -> str:
     facts = [f"- {what}: {value}" for what, value in machine(scope).items()]
     notes = [f"- {note}" for note in _notes(outcomes)]
     goals = [f"- {goal}" for goal in _goals(outcomes, scope)]
-    explained = (
-        "M ids/s (batches: median of the rounds); in brackets, by how much a call takes longer "
-        "than monolith_kv's."
-    )
-    blocks = ["# Comparison", "\n".join(facts), explained, "\n".join(table)]
+    blocks = ["# Comparison", "\n".join(facts), EXPLAINED, "\n".join(table)]
     blocks += ["\n".join(part) for part in (notes, goals) if part]
     return "\n\n".join(blocks) + "\n"
 
 
 def _notes(outcomes: Mapping[str, Outcome]) -> list[str]:
     """Versions, what a system has not, and who is missing, each with the reason."""
-    notes = [f"{name}: {o.version}" for name, o in outcomes.items() if not o.missing]
+    notes = []
     for name, outcome in outcomes.items():
+        if not outcome.missing:
+            remark = ENTRIES[name].remark
+            notes.append(f"{name}: {outcome.version}{f'; {remark}' if remark else ''}")
         notes += [f"{name}, no {what}: {why}" for what, why in outcome.unsupported.items()]
     notes += [f"missing: {name}: {o.missing}" for name, o in outcomes.items() if o.missing]
     return notes

@@ -126,6 +126,7 @@ def as_json(
                 "unsupported": outcome.unsupported,
                 "call_s": {m: outcome.call_s(m) for m in outcome.seconds},
                 "ratio": {m: ratio(outcomes, name, m) for m in outcome.seconds},
+                "ratio_by_round": {m: ratios(outcomes, name, m) for m in outcome.seconds},
                 **outcome.values,
             }
             for name, outcome in outcomes.items()

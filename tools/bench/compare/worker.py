@@ -48,8 +48,6 @@ class Session:
 
     Parameters
     ----------
-    name : str
-        For messages.
     contender : Contender
         Not created yet.
     folder : Path
@@ -58,8 +56,7 @@ class Session:
         The work.
     """
 
-    def __init__(self, name: str, contender: Contender, folder: Path, scope: Scope) -> None:
-        self._name = name
+    def __init__(self, contender: Contender, folder: Path, scope: Scope) -> None:
         self._contender = contender
         self._folder = folder
         self._scope = scope
@@ -106,9 +103,10 @@ class Session:
 
     def save(self) -> dict[str, Any]:
         """Write everything, close, come back, and see that it is all there."""
-        path = self._folder / "saved"
+        saved = self._folder / "saved"
+        saved.mkdir()
         begun = time.perf_counter()
-        self._contender.save(path)
+        path = self._contender.save(saved)
         save_s = time.perf_counter() - begun
         saved_bytes = size_bytes(path)
         self._contender.close()
@@ -240,7 +238,7 @@ def main() -> int:
                     reply = {"failed": f"import: {type(error).__name__}: {error}"}
                     print(json.dumps(reply), file=replies, flush=True)
                     return 1
-                session = Session(name, contender, Path(folder), Scope(**json.loads(scope)))
+                session = Session(contender, Path(folder), Scope(**json.loads(scope)))
             print(json.dumps(answer(session, request)), file=replies, flush=True)
     finally:
         if session is not None:

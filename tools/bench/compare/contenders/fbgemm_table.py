@@ -77,8 +77,10 @@ class FbgemmRows(Contender):
     def grow(self, ids: Ids, rows: Rows) -> None:
         raise Unsupported(FIXED)
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> Path:
+        path = folder / "state.pt"
         torch.save(self._module.state_dict(), path)
+        return path
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)

@@ -46,9 +46,9 @@ class LmdbFile(ByteStore):
                     with transaction.cursor(database) as cursor:
                         cursor.putmulti(list(zip(keys, values_of(values[order]), strict=True)))
 
-    def save(self, path: Path) -> None:
-        path.mkdir()
-        self._file.copy(str(path), compact=True)
+    def save(self, folder: Path) -> Path:
+        self._file.copy(str(folder), compact=True)
+        return folder
 
     def load(self, path: Path) -> None:
         self._open(path)

@@ -18,8 +18,8 @@ class MonolithKv(Contender):
 
     def create(self, folder: Path, scope: Scope) -> None:
         self._out = np.empty((scope.batch, scope.dim), np.float32)
-        self._again = folder / "again"
-        self._store = mkv.open(folder / "store", durability="none", delta_interval=None)
+        self._path = folder / "store"
+        self._open()
         self._table = self._store.create_table(
             "item", scope.dim, optimizer=mkv.Adagrad(LR, ACCUMULATOR)
         )
@@ -41,12 +41,16 @@ class MonolithKv(Contender):
         self._table.push(ids, gradients)
         return rows
 
-    def save(self, path: Path) -> None:
-        self._store.snapshot(path)
+    def save(self, folder: Path) -> Path:
+        return Path(self._store.snapshot().path)
 
     def load(self, path: Path) -> None:
-        self._store = mkv.restore(path, self._again, durability="none", delta_interval=None)
+        # The checkpoint lies under the store: opening the store reads it.
+        self._open()
         self._table = self._store.table("item")
 
     def close(self) -> None:
         self._store.close()
+
+    def _open(self) -> None:
+        self._store = mkv.open(self._path, durability="none", delta_interval=None)

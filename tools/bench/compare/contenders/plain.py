@@ -42,11 +42,12 @@ class PlainDict(Contender):
             self._accumulators[fid] = row.copy()
         return pulled
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> Path:
         ids = np.fromiter(self._rows, np.uint64, len(self._rows))
         rows, state = self._gather(self._rows, ids), self._gather(self._accumulators, ids)
-        np.savez(path.with_suffix(".npz"), ids=ids, rows=rows, state=state)
-        path.with_suffix(".npz").rename(path)
+        path = folder / "rows.npz"
+        np.savez(path, ids=ids, rows=rows, state=state)
+        return path
 
     def load(self, path: Path) -> None:
         with np.load(path) as saved:

@@ -53,13 +53,13 @@ class RedisServer(ByteStore):
             values |= {b"a" + key: value for key, value in state}
         self._client.mset(values)
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> Path:
+        # Where it goes is fixed when a server starts: a running one may not be told.
         self._client.save()
-        path.mkdir()
-        (self._folder / SAVED).rename(path / SAVED)
+        return self._folder / SAVED
 
     def load(self, path: Path) -> None:
-        self._start(path)
+        self._start(path.parent)
 
     def close(self) -> None:
         if self._server is not None:

@@ -48,8 +48,10 @@ class RocksdictFile(ByteStore):
                 batch.put(key, value, self._family)
         self._file.write(batch, self._unlogged)
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> Path:
+        path = folder / "checkpoint"
         Checkpoint(self._file).create_checkpoint(str(path))
+        return path
 
     def load(self, path: Path) -> None:
         self._open(path)

@@ -61,6 +61,6 @@ def values_of(rows: Rows) -> list[bytes]:
     return values
 
 
-def rows_of(values: Sequence[bytes], dim: int) -> Rows:
+def rows_of(values: Sequence[bytes | memoryview], dim: int) -> Rows:
     """Return values as writable rows, (n, dim)."""
     return np.frombuffer(bytearray().join(values), np.float32).reshape(len(values), dim)

@@ -76,9 +76,10 @@ class TfraTable(Contender):
         rows: Rows = self._step(_keys(ids), tf.constant(gradients)).numpy()
         return rows
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> Path:
         for variable, name in self._files():
-            variable.save_to_file_system(str(path), file_name_list=[name])
+            variable.save_to_file_system(str(folder), file_name_list=[name])
+        return folder
 
     def load(self, path: Path) -> None:
         self.create(path.parent, self._scope)

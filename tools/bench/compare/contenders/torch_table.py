@@ -70,9 +70,11 @@ class _TorchTable(Contender):
     def grow(self, ids: Ids, rows: Rows) -> None:
         raise Unsupported(FIXED)
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> Path:
+        path = folder / "states.pt"
         states = {"module": self._module.state_dict(), "adagrad": self._optimizer.state_dict()}
         torch.save(states, path)
+        return path
 
     def load(self, path: Path) -> None:
         states = torch.load(path, weights_only=True)
