@@ -26,7 +26,7 @@ def draw(outcomes: Mapping[str, Outcome], machine: Mapping[str, str], output: Pa
     for axis, (operation, traffic) in zip(axes, MEASURED, strict=True):
         values = [ratio(outcomes, name, label(operation, traffic)) or 1.0 for name in names]
         colors = [SLOWER if value >= 1.0 else FASTER for value in values]
-        # From 1 on: whoever is slower stands to the right of the line, whoever is faster to the left.
+        # Bars begin at 1: slower ones go to the right of the line, faster ones to the left.
         bars = axis.barh(names, [value - 1.0 for value in values], left=1.0, color=colors)
         axis.bar_label(bars, [f"{value:.3g}" for value in values], fontsize=8, padding=3)
         axis.axvline(1.0, color="#303030", linewidth=1.2)
