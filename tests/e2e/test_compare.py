@@ -164,26 +164,35 @@ def test_rows_lost_by_saving_are_caught(folder):
 
 def test_who_fails_is_named_and_the_others_go_on(folder, monkeypatch):
     monkeypatch.setattr(Course, "_worker", lambda self, name, python: Told(name))
-    course = Course([OWN, "dict"], SMALL, QUICK, folder, folder, note=lambda line: None)
+    course = Course(["dict", "lmdb"], SMALL, QUICK, folder, folder, note=lambda line: None)
     outcomes = course.run()
     assert outcomes["dict"].missing == "wrong rows: all of them"
     assert outcomes["dict"].seconds == {}
-    assert outcomes[OWN].missing == ""
-    assert len(outcomes[OWN].seconds["step, uniform"]) == QUICK.write_rounds
+    assert outcomes["lmdb"].missing == outcomes[OWN].missing == ""
+    assert outcomes["lmdb"].ratios("step, uniform") == [2.0] * QUICK.write_rounds
+
+
+def test_without_monolith_kv_nothing_is_measured(folder, monkeypatch):
+    monkeypatch.setattr(Course, "_worker", lambda self, name, python: Told(name, fails=OWN))
+    course = Course(["dict", "lmdb"], SMALL, QUICK, folder, folder, note=lambda line: None)
+    outcomes = course.run()
+    assert outcomes[OWN].missing == "wrong rows: all of them"
+    assert outcomes["lmdb"].missing == "nothing to compare with: monolith_kv failed"
 
 
 class Told:
-    """In place of a worker: the dict is caught in its first upsert."""
+    """In place of a worker: one of them is caught in its first upsert."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, fails: str = "dict") -> None:
         self._name = name
+        self._fails = fails
 
     def ask(self, do: str, **arguments: object) -> dict[str, object]:
-        if self._name == "dict" and arguments.get("operation") == UPSERT:
+        if self._name == self._fails and arguments.get("operation") == UPSERT:
             raise FailedError("wrong rows: all of them")
         if do == "begin":
             return {"version": "1", "fingerprint": 7, "memory_bytes": 0}
-        return {"seconds": [0.5]} if do == "turn" else {}
+        return {"seconds": [0.5 if self._name == OWN else 1.0]} if do == "turn" else {}
 
     def end(self, *, at_once: bool = False) -> None:
         pass
@@ -232,9 +241,9 @@ def test_a_worker_that_does_not_answer_is_given_up(folder):
 
 def measured(times: float) -> dict[str, Outcome]:
     """Outcomes in which everybody takes so many times as long as monolith_kv."""
-    seconds = {goal.measurement: [1.0, 1.0] for goal in goals()}
-    slower = {name: [times, times] for name in seconds}
-    return {n: Outcome(n, seconds=seconds if n == OWN else slower) for n in ENTRIES}
+    own = {goal.measurement: [1.0, 1.0] for goal in goals()}
+    slower = {name: [times, times] for name in own}
+    return {n: Outcome(n, seconds=slower, own_seconds=own) for n in ENTRIES if n != OWN}
 
 
 def test_a_goal_is_missed_at_its_own_size_only():

@@ -1,7 +1,7 @@
-"""The comparison itself: workers are begun, then measured in turns, then ended.
+"""The comparison itself: monolith_kv and one contender after the other, measured in turns.
 
-In every round each contender does the same batches, so that a slow minute of the machine meets
-all of them. Who fails is named and leaves; the others go on.
+In every round both do the same batches one after the other, so that a slow moment of the machine
+meets both. Only two tables are there at a time. Who fails is named; the others go on.
 """
 
 import json
@@ -57,7 +57,7 @@ class Course:
     Parameters
     ----------
     names : list of str
-        Who takes part; monolith_kv is the first.
+        Who takes part beside monolith_kv.
     scope : Scope
         On what.
     effort : Effort
@@ -86,43 +86,47 @@ class Course:
         self._scratch = scratch
         self._note = note
         self._processes: dict[str, Process] = {}
+        self._fingerprint = 0
         self.outcomes = {name: Outcome(name, missing=LEFT_OUT) for name in ENTRIES}
 
     def run(self) -> dict[str, Outcome]:
         """Measure everything; what is known of each contender, in the order of the entries."""
-        at_once = True
         try:
+            self._start(OWN)
             for name in self._names:
-                self.outcomes[name].missing = ""
-                self._start(name)
-            self._same_work()
-            for operation, traffic in MEASURED:
-                self._note(f"{label(operation, traffic)}: {self._effort.rounds(operation)} rounds")
-                for number in range(self._effort.rounds(operation)):
-                    self._round(operation, traffic, number)
-            for name in list(self._processes):
-                self._alone(name)
-            at_once = False
+                if OWN in self._processes:
+                    self._start(name)
+                    self._beside(name)
+                    self._alone(name)
+                else:
+                    self.outcomes[name].missing = "nothing to compare with: monolith_kv failed"
+            if not self._names:
+                self._beside(OWN)
+            self._alone(OWN)
         finally:
+            # Whoever is still here was not let go: this is an interrupt or a bug.
             for process in self._processes.values():
-                process.end(at_once=at_once)
+                process.end(at_once=True)
         return self.outcomes
 
     def _start(self, name: str) -> None:
         """Make the environment, start the worker, let it fill its table."""
-        entry = ENTRIES[name]
+        outcome = self.outcomes[name]
+        outcome.missing = ""
         try:
-            python = prepare(entry, self._output, self._note)
+            python = prepare(ENTRIES[name], self._output, self._note)
             self._note(f"{name}: filling {self._scope.rows:,} rows")
             self._processes[name] = self._worker(name, python)
             filled = self._processes[name].ask("begin")
         except FailedError as error:
             self._drop(name, str(error))
             return
-        outcome = self.outcomes[name]
         outcome.version = filled["version"]
         outcome.values["memory_bytes_a_row"] = filled["memory_bytes"] / self._scope.rows
-        outcome.values["fingerprint"] = filled["fingerprint"]
+        # All have to have made the same ids, rows and batches of the seed.
+        self._fingerprint = self._fingerprint or filled["fingerprint"]
+        if filled["fingerprint"] != self._fingerprint:
+            self._drop(name, "made other rows or batches than monolith_kv of the same seed")
 
     def _worker(self, name: str, python: str) -> Process:
         logs = self._output / "logs"
@@ -136,34 +140,42 @@ class Course:
         command = [python, "-m", module, name, str(folder), json.dumps(asdict(self._scope))]
         return Process(command, environment, logs / f"{name}.log", self._effort.limit_s)
 
-    def _same_work(self) -> None:
-        """See that all have made the same ids, rows and batches of the seed."""
-        marks = {name: self.outcomes[name].values.pop("fingerprint") for name in self._processes}
-        for name, mark in marks.items():
-            if mark != marks.get(OWN, mark):
-                self._drop(name, "worked on other rows or batches than monolith_kv: a NumPy apart?")
+    def _beside(self, name: str) -> None:
+        """Time a contender's calls and monolith_kv's in turns; `name` may be monolith_kv alone."""
+        for operation, traffic in MEASURED:
+            rounds = self._effort.rounds(operation)
+            if name in self._processes:
+                self._note(f"{name}: {label(operation, traffic)}, {rounds} rounds")
+            for number in range(rounds):
+                self._round(name, operation, traffic, number)
 
-    def _round(self, operation: str, traffic: str, number: int) -> None:
-        """One turn for each; everyone is the first one in some round."""
-        names = list(self._processes)
-        shift = number % max(1, len(names))
-        for name in names[shift:] + names[:shift]:
-            turn = {"first": number * (self._effort.calls + 1), "calls": self._effort.calls}
-            reply = self._ask(
-                name,
-                "turn",
-                operation=operation,
-                traffic=traffic,
-                budget_s=self._effort.budget_s,
-                **turn,
-            )
-            if reply is not None:
-                median_s = statistics.median(reply["seconds"])
-                seconds = self.outcomes[name].seconds
-                seconds.setdefault(label(operation, traffic), []).append(median_s)
+    def _round(self, name: str, operation: str, traffic: str, number: int) -> None:
+        """One turn for each of the two; the other one begins in the next round."""
+        taken: dict[str, float] = {}
+        pair = dict.fromkeys((OWN, name) if number % 2 else (name, OWN))
+        for each in pair:
+            # A contender that has failed is not waited for, and neither is monolith_kv without it.
+            if pair.keys() <= self._processes.keys():
+                reply = self._ask(
+                    each,
+                    "turn",
+                    operation=operation,
+                    traffic=traffic,
+                    first=number * (self._effort.calls + 1),
+                    calls=self._effort.calls,
+                    budget_s=self._effort.budget_s,
+                )
+                if reply is not None:
+                    taken[each] = statistics.median(reply["seconds"])
+        if taken.keys() == pair.keys():
+            what = label(operation, traffic)
+            for each, seconds in taken.items():
+                self.outcomes[each].seconds.setdefault(what, []).append(seconds)
+            if name != OWN:
+                self.outcomes[name].own_seconds.setdefault(what, []).append(taken[OWN])
 
     def _alone(self, name: str) -> None:
-        """Measure what is done once, then let the worker go: saved tables are large."""
+        """Measure what is done once, then let the worker go."""
         for what in ("save", "grow"):
             if name in self._processes:
                 self._note(f"{name}: {what}")
@@ -184,9 +196,11 @@ class Course:
     def _drop(self, name: str, reason: str) -> None:
         """Leave a contender out from here on; its figures do not count."""
         self._note(f"{name}: {reason}")
-        self.outcomes[name].missing = reason
-        self.outcomes[name].seconds.clear()
-        self.outcomes[name].values.clear()
+        outcome = self.outcomes[name]
+        outcome.missing = reason
+        outcome.seconds.clear()
+        outcome.own_seconds.clear()
+        outcome.values.clear()
         process = self._processes.pop(name, None)
         if process is not None:
             process.end(at_once=True)

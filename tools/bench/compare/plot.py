@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from monolith_kv_tools.bench.compare.registry import OWN
-from monolith_kv_tools.bench.compare.results import Outcome, label, ratio
+from monolith_kv_tools.bench.compare.results import Outcome, label
 from monolith_kv_tools.bench.compare.work import MEASURED
 
 PICTURES = ("comparison.png", "comparison.svg")
@@ -24,7 +24,7 @@ def draw(outcomes: Mapping[str, Outcome], machine: Mapping[str, str], output: Pa
     height = 2.6 + 0.45 * max(1, len(names))
     figure, axes = pyplot.subplots(1, len(MEASURED), figsize=(14, height), sharey=True)
     for axis, (operation, traffic) in zip(axes, MEASURED, strict=True):
-        values = [ratio(outcomes, name, label(operation, traffic)) or 1.0 for name in names]
+        values = [outcomes[name].ratio(label(operation, traffic)) or 1.0 for name in names]
         colors = [SLOWER if value >= 1.0 else FASTER for value in values]
         # Bars begin at 1: slower ones go to the right of the line, faster ones to the left.
         bars = axis.barh(names, [value - 1.0 for value in values], left=1.0, color=colors)

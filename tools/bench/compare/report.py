@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from monolith_kv_tools._output import table_text
-from monolith_kv_tools.bench.compare.registry import ENTRIES, OWN
-from monolith_kv_tools.bench.compare.results import Outcome, label, ratio, verdicts
+from monolith_kv_tools.bench.compare.registry import ENTRIES
+from monolith_kv_tools.bench.compare.results import Outcome, label, verdicts
 from monolith_kv_tools.bench.compare.work import MEASURED, Scope
 
 NONE = "-"
@@ -40,7 +40,7 @@ def cells(outcomes: Mapping[str, Outcome], rows: int) -> list[list[str]]:
             continue
         line = [name]
         for operation, traffic in MEASURED:
-            line.append(_rate(outcomes, name, label(operation, traffic)))
+            line.append(_call(outcome, label(operation, traffic)))
         values = outcome.values
         saved = values.get("saved_bytes")
         line += [
@@ -92,13 +92,13 @@ def _goals(outcomes: Mapping[str, Outcome], scope: Scope) -> list[str]:
     return [f"{v.mark:<4} {v.text}" for v in verdicts(outcomes, scope.rows, scope.dim)]
 
 
-def _rate(outcomes: Mapping[str, Outcome], name: str, measurement: str) -> str:
-    seconds = outcomes[name].call_s(measurement)
+def _call(outcome: Outcome, measurement: str) -> str:
+    seconds = outcome.call_s(measurement)
     if seconds is None:
         return NONE
+    times = outcome.ratio(measurement)
     shown = f"{seconds * 1e3:.3g} ms"
-    times = ratio(outcomes, name, measurement)
-    return shown if name == OWN or times is None else f"{shown} (x {times:.3g})"
+    return shown if times is None else f"{shown} (x {times:.3g})"
 
 
 def _text(value: float | None, form: str) -> str:

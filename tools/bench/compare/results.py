@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from monolith_kv_tools.bench.compare.registry import ENTRIES, OWN
+from monolith_kv_tools.bench.compare.registry import ENTRIES
 from monolith_kv_tools.bench.compare.work import LOOKUP, STEP, UNIFORM, ZIPF
 
 GOAL_ROWS, GOAL_DIM = 1_000_000, 64
@@ -26,6 +26,8 @@ class Outcome:
         Why there are no figures, or no more of them; empty: all went well.
     seconds : dict of str to list of float
         By measurement, the median of each round's calls.
+    own_seconds : dict of str to list of float
+        Those of monolith_kv in the same rounds.
     values : dict of str to float
         What is measured once: bytes and seconds by name.
     unsupported : dict of str to str
@@ -36,6 +38,7 @@ class Outcome:
     version: str = ""
     missing: str = ""
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    own_seconds: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
 
@@ -43,6 +46,22 @@ class Outcome:
         """Return the median of a call; None if it was not measured."""
         seconds = self.seconds.get(measurement)
         return statistics.median(seconds) if seconds else None
+
+    def ratios(self, measurement: str) -> list[float]:
+        """Return its time over monolith_kv's for each round, ascending; monolith_kv has none.
+
+        Both were timed within a second of each other, so that the machine's moods cancel.
+        """
+        own = self.own_seconds.get(measurement)
+        if own is None:
+            return []
+        theirs = self.seconds[measurement]
+        return sorted(their_s / own_s for their_s, own_s in zip(theirs, own, strict=True))
+
+    def ratio(self, measurement: str) -> float | None:
+        """Return the median of `ratios`; None if there are none."""
+        found = self.ratios(measurement)
+        return statistics.median(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -70,22 +89,6 @@ def goals() -> list[Goal]:
     return found
 
 
-def ratios(outcomes: Mapping[str, Outcome], name: str, measurement: str) -> list[float]:
-    """Return a contender's time over monolith_kv's, for each round, ascending.
-
-    Both were timed within a second or two of each other, so that the machine's moods cancel.
-    """
-    own = outcomes[OWN].seconds.get(measurement, [])
-    other = outcomes[name].seconds.get(measurement, [])
-    return sorted(theirs / ours for theirs, ours in zip(other, own, strict=False))
-
-
-def ratio(outcomes: Mapping[str, Outcome], name: str, measurement: str) -> float | None:
-    """Return the median of `ratios`; None if one of the two has no figure."""
-    found = ratios(outcomes, name, measurement)
-    return statistics.median(found) if found else None
-
-
 @dataclass(frozen=True)
 class Verdict:
     """How a goal stands: "ok", "MISS", or "--" where nothing can be said."""
@@ -100,7 +103,7 @@ def verdicts(outcomes: Mapping[str, Outcome], rows: int, dim: int) -> list[Verdi
     for goal in goals():
         what = f"{goal.measurement}: {goal.at_least:g} x {goal.name}"
         outcome = outcomes.get(goal.name)
-        value = ratio(outcomes, goal.name, goal.measurement) if outcome else None
+        value = outcome.ratio(goal.measurement) if outcome else None
         if value is None:
             reason = outcome.missing if outcome else "not in this comparison"
             found.append(Verdict("--", f"{what}: not measured ({reason})"))
@@ -125,8 +128,8 @@ def as_json(
                 "missing": outcome.missing,
                 "unsupported": outcome.unsupported,
                 "call_s": {m: outcome.call_s(m) for m in outcome.seconds},
-                "ratio": {m: ratio(outcomes, name, m) for m in outcome.seconds},
-                "ratio_by_round": {m: ratios(outcomes, name, m) for m in outcome.seconds},
+                "ratio": {m: outcome.ratio(m) for m in outcome.own_seconds},
+                "ratio_by_round": {m: outcome.ratios(m) for m in outcome.own_seconds},
                 **outcome.values,
             }
             for name, outcome in outcomes.items()
