@@ -16,8 +16,9 @@ from monolith_kv_tools.bench.compare.contenders.lmdb_file import LmdbFile
 from monolith_kv_tools.bench.compare.contenders.own import MonolithKv
 from monolith_kv_tools.bench.compare.contenders.plain import PlainDict
 from monolith_kv_tools.bench.compare.course import QUICK, Course
+from monolith_kv_tools.bench.compare.environments import prepare
 from monolith_kv_tools.bench.compare.process import FailedError, Process
-from monolith_kv_tools.bench.compare.registry import ENTRIES, OWN
+from monolith_kv_tools.bench.compare.registry import ENTRIES, OWN, Entry
 from monolith_kv_tools.bench.compare.results import Outcome, goals, verdicts
 from monolith_kv_tools.bench.compare.work import (
     LOOKUP,
@@ -213,6 +214,14 @@ def test_adagrad_sums_duplicates_and_takes_one_step_for_each(rng):
     rows, state = np.zeros((2, 4), np.float32), np.full((2, 4), ACCUMULATOR, np.float32)
     adagrad_step(rows, state, sums)
     np.testing.assert_allclose(rows, -LR * sums / np.sqrt(ACCUMULATOR + sums**2), rtol=1e-6)
+
+
+def test_what_cannot_be_installed_is_a_reason_with_the_installers_words(folder):
+    entry = Entry("torch", "torch_table.TorchEmbedding", "torch", ("torch @ file:///nowhere.whl",))
+    with pytest.raises(FailedError, match="cannot be installed: ERROR: .*nowhere.whl"):
+        prepare(entry, folder, note=lambda line: None)
+    assert "nowhere.whl" in (folder / "logs" / "torch-install.log").read_text()
+    assert not (folder / "environments" / "torch" / "installed.txt").exists()
 
 
 # --- what a worker may do to the command ------------------------------------------------------

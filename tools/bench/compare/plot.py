@@ -31,7 +31,7 @@ def draw(outcomes: Mapping[str, Outcome], machine: Mapping[str, str], output: Pa
         axis.bar_label(bars, [f"{value:.3g}" for value in values], fontsize=8, padding=3)
         axis.axvline(1.0, color="#303030", linewidth=1.2)
         axis.set_xscale("log")
-        axis.set_xlim(0.5 * min([1.0, *values]), 3 * max([1.0, *values]))
+        axis.set_xlim(0.2 * min([1.0, *values]), 4 * max([1.0, *values]))  # Room for figures.
         axis.set_title(label(operation, traffic), fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()

@@ -14,7 +14,7 @@ class MonolithKv(Contender):
     """A store with one table; it promises nothing about crashes, as nobody else here does."""
 
     def version(self) -> str:
-        return f"monolith_kv {mkv.__version__}, NumPy {np.__version__}"
+        return f"monolith_kv {mkv.__version__}"
 
     def create(self, folder: Path, scope: Scope) -> None:
         self._out = np.empty((scope.batch, scope.dim), np.float32)
