@@ -25,7 +25,7 @@ demo: build
 bench: build
 	$(BIN)/python -m monolith_kv_tools.bench $(BENCH_ARGS)
 
-# Four minutes and 4 GB of memory; the first run installs what it compares with.
+# Four minutes and 5 GB of memory; the first run installs what it compares with.
 compare: build
 	$(BIN)/python -m monolith_kv_tools.bench.compare $(COMPARE_ARGS)
 
