@@ -14,4 +14,13 @@ def step_rows(
     gradients: NDArray[np.float32],
     lr: float,
 ) -> None: ...
+def step_sums(
+    rows: NDArray[np.float32],
+    accumulators: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    order: NDArray[np.int64],
+    gradients: NDArray[np.float32],
+    lr: float,
+) -> None: ...
 def first_touch(size_bytes: int) -> None: ...

@@ -3,46 +3,120 @@
 import argparse
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-from monolith_kv_tools.bench import lookup, memory, throughput, train_step
+from monolith_kv_tools.bench import (
+    expiry,
+    files,
+    goals,
+    growth,
+    memory,
+    reads,
+    start,
+    threads,
+    train_step,
+    writes,
+)
+from monolith_kv_tools.bench.goals import MILLION, Figure
+from monolith_kv_tools.bench.scale import SCALES, Scale, torch_or_none
+from monolith_kv_tools.bench.tables import filled
 
 import monolith_kv as mkv
 
-ROWS = 1_000_000
-ALL: dict[str, Callable[[int, int], bool]] = {
-    "lookup": lookup.run,
-    "train_step": train_step.run,
-    "memory": lambda rows, rounds: memory.run(rows),
-    "throughput": throughput.run,
+
+def calls(scale: Scale) -> Iterator[Figure]:
+    """Measure calls on rows that are there, on each size of table."""
+    for rows in scale.sizes:
+        with filled(rows) as bed:
+            yield from reads.on_bed(bed, scale)
+            yield from writes.on_bed(bed, scale, with_push=rows <= MILLION)
+
+
+GROUPS: dict[str, Callable[[Scale], Iterator[Figure]]] = {
+    "calls": calls,
+    "widths": reads.widths,
+    "step": train_step.run,
+    "insert": growth.insert,
+    "growth": growth.longest,
+    "memory": memory.run,
+    "threads": threads.run,
+    "expiry": expiry.run,
+    "import": start.run,
+    "files": files.run,
 }
-# What takes a tenth of a second a round gets fewer of them.
-ROUNDS = {"lookup": 301, "train_step": 21, "memory": 1, "throughput": 61}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks that are named, or all; 1 if a goal is missed."""
+    """Run the groups that are named, or all; 1 if a goal is missed."""
+    options = parse(arguments)
+    if options.here:
+        scale = replace(SCALES[options.scale], share=options.rounds)
+        for figure in GROUPS[options.names[0]](scale):
+            print(goals.line(figure), flush=True)
+            goals.append(options.figures, figure)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.figures or os.path.join(folder, "figures")
+        with open(path, "w"):
+            pass
+        for name in options.names or GROUPS:
+            print(f"\n{name}", flush=True)
+            apart(name, options, path)
+        figures = goals.read(path)
+    print(f"\n{machine()}\n{goals.table(figures)}")
+    missed = goals.misses(figures)
+    if missed:
+        print(f"missed: {', '.join(missed)}")
+    return 1 if missed else 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m monolith_kv_tools.bench",
-        description="Ratios against a yardstick in the same process, medians of many rounds.",
+        description="Figures against yardsticks in the same process, held against their goals.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"in the table (default: {ROWS:,})")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        default="small",
+        help="small: 1 M rows, minutes; full: 20 M rows too, 17 GB and an hour (default: small)",
+    )
+    parser.add_argument(
+        "--rounds", type=float, default=1.0, metavar="X", help="times as many rounds (default: 1)"
+    )
+    parser.add_argument("--figures", metavar="FILE", help="leave the figures there, as JSON lines")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(ALL):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
-    print(
-        f"monolith_kv {mkv.__version__}, Python {platform.python_version()}, NumPy "
-        f"{np.__version__}, {platform.machine()}, {os.cpu_count()} cores"
-    )
-    holds = True
-    for name in options.names or ALL:
-        rounds = max(5, ROUNDS[name] // 10) if options.quick else ROUNDS[name]
-        holds &= ALL[name](options.rows, rounds)
-    return 0 if holds else 1
+    if unknown := set(options.names) - set(GROUPS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    return options
+
+
+def apart(name: str, options: argparse.Namespace, path: str) -> None:
+    """Run a group in a process of its own: memory that another has used would not be fresh."""
+    command = [sys.executable, "-m", "monolith_kv_tools.bench", name, "--here"]
+    command += ["--scale", options.scale, "--rounds", str(options.rounds), "--figures", path]
+    subprocess.run(command, check=True)
+
+
+def machine() -> str:
+    """Return what was measured, and on what."""
+    torch = torch_or_none()
+    parts = [
+        f"monolith_kv {mkv.__version__}",
+        f"Python {platform.python_version()}",
+        f"NumPy {np.__version__}",
+        f"torch {torch.__version__}" if torch else "torch is not installed",
+        f"{platform.machine()}, {os.cpu_count()} cores",
+    ]
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@ for a feeling only. The order within a round alternates, so that neither always 
 warm.
 """
 
+import contextlib
+import ctypes
 import gc
+import math
 import os
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from types import TracebackType
 
 Work = Callable[[], object]
 
@@ -48,6 +50,13 @@ class Compared:
     high: float
     rounds: int
 
+    def detail(self) -> str:
+        """Return quartiles and absolute times in words."""
+        return (
+            f"[{self.low:.3g} {self.high:.3g}] {time_text(self.seconds)} : "
+            f"{time_text(self.yardstick_s)}"
+        )
+
 
 def compare(
     name: str,
@@ -75,22 +84,17 @@ def compare(
     """
     measured: list[float] = []
     reference: list[float] = []
-    was_enabled = gc.isenabled()
-    gc.disable()  # A collection in the middle of a round is not the engine's doing.
-    try:
+    with no_collection():
         for turn in range(-warm_up, rounds):
             if before is not None:
                 before()
             if turn % 2:
-                first, second = _timed(work), _timed(yardstick)
+                first, second = timed(work), timed(yardstick)
             else:
-                second, first = _timed(yardstick), _timed(work)
+                second, first = timed(yardstick), timed(work)
             if turn >= 0:
                 measured.append(first)
                 reference.append(second)
-    finally:
-        if was_enabled:
-            gc.enable()
     ratios = sorted(r / m for r, m in zip(reference, measured, strict=True))
     return Compared(
         name,
@@ -103,113 +107,198 @@ def compare(
     )
 
 
-def _timed(work: Work) -> float:
+def timed(work: Work) -> float:
+    """Return the seconds that one call takes."""
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
 
 
-def report(title: str, results: Iterable[Compared], *, units: int = 0, unit: str = "ids") -> None:
-    """Print results as a table; `units` are what one call handles, for a rate."""
-    print(f"\n{title}")
-    rate = f"   M {unit}/s" if units else ""
-    print(f"  {'':<34} {'ratio':>7} {'quartiles':>15}  {'call':>11} {'yardstick':>11}{rate}")
-    for r in results:
-        line = (
-            f"  {r.name:<34} {r.ratio:>7.3g} {r.low:>7.3g} {r.high:>7.3g}  "
-            f"{_time_text(r.seconds):>11} {_time_text(r.yardstick_s):>11}"
-        )
-        if units:
-            line += f" {units / r.seconds / 1e6:>9.2f}"
-        print(line, flush=True)
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python's cycle collector away: its pause in a round is not the engine's doing."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
-def all_at_least(results: Iterable[Compared], goal: float) -> bool:
-    """Print the verdict on each ratio; whether all are met."""
-    holds = True
-    for each in results:
-        holds &= verdict(each.name, each.ratio, goal, at_least=True)
-    return holds
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least `share` of all values do not exceed."""
+    if not values:
+        raise ValueError("percentile of no values")
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def verdict(name: str, value: float, limit: float, *, at_least: bool) -> bool:
-    """Print whether a figure keeps to what was promised, and return that."""
-    holds = value >= limit if at_least else value <= limit
-    sign = ">=" if at_least else "<="
-    mark = "ok  " if holds else "MISS"
-    print(f"  {mark} {name}: {value:.3g} (goal {sign} {limit:g})", flush=True)
-    return holds
-
-
-def _time_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """Return a time for people."""
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * scale >= 1.0:
-            return f"{seconds * scale:.1f} {unit}"
+            return f"{seconds * scale:.3g} {unit}"
     return f"{seconds * 1e9:.0f} ns"
 
 
-# --- traffic ---------------------------------------------------------------------------------
+def resident_bytes() -> int:
+    """Return the resident set of this process, without what malloc keeps for the next caller."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # Of glibc alone.
+    return resident_bytes_now()
 
 
-def scrambled_ids(count: int, start: int = 0) -> NDArray[np.uint64]:
-    """Return `count` distinct ids, spread over all 64 bits."""
-    ids = np.arange(start, start + count, dtype=np.uint64)
-    # Odd factors and shifted xors are one to one, so distinct stays distinct.
-    ids = (ids ^ (ids >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
-    return (ids ^ (ids >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+def resident_bytes_now() -> int:
+    """Return the resident set of this process as it is."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def uniform_positions(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.int64]:
-    """Return `size` positions of 0..rows, all equally likely."""
-    return rng.integers(0, rows, size)
+# --- what happens beside something else --------------------------------------------------------
 
 
-def zipf_positions(
-    rng: np.random.Generator, rows: int, size: int, exponent: float
-) -> NDArray[np.int64]:
-    """Return `size` positions of 0..rows by Zipf's law, the popular ones anywhere."""
-    weights = np.cumsum(np.arange(1, rows + 1, dtype=np.float64) ** -exponent)
-    ranks = np.searchsorted(weights, rng.random(size) * weights[-1])
-    places = np.random.default_rng(7).permutation(rows).astype(np.int64)
-    positions: NDArray[np.int64] = places[np.minimum(ranks, rows - 1)]
-    return positions
-
-
-class Batches:
-    """Batches of one traffic, taken in turn: enough of them that none is still in the caches.
+class Disturber:
+    """A thread that calls something over and over while it is let.
 
     Parameters
     ----------
-    positions : ndarray of int64, shape (batches * size,)
-        Where the rows are in a dense array.
-    ids : ndarray of uint64, shape (rows,)
-        Id of each row.
-    size : int
-        Of a batch.
-
-    Attributes
-    ----------
-    positions, ids : ndarray, shape (size,)
-        The current batch.
+    work : callable
+        Returns False when there is nothing left to do.
     """
 
-    def __init__(self, positions: NDArray[np.int64], ids: NDArray[np.uint64], size: int) -> None:
-        self._positions: Sequence[NDArray[np.int64]] = list(positions.reshape(-1, size))
-        self._ids = [np.ascontiguousarray(ids[batch]) for batch in self._positions]
-        self._at = 0
-        self.positions, self.ids = self._positions[0], self._ids[0]
+    def __init__(self, work: Callable[[], bool]) -> None:
+        self._work = work
+        self._go, self._idle, self._stop = threading.Event(), threading.Event(), False
+        self.failure: BaseException | None = None
+        self.is_done = False
+        self._thread = threading.Thread(target=self._run, name="disturber", daemon=True)
 
-    def turn(self) -> None:
-        """Go on to the next batch."""
-        self._at = (self._at + 1) % len(self._ids)
-        self.positions, self.ids = self._positions[self._at], self._ids[self._at]
+    def __enter__(self) -> "Disturber":
+        """Start it, waiting."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it."""
+        self._stop = True
+        self._go.set()
+        self._thread.join()
+
+    def resume(self) -> None:
+        """Let it work."""
+        self._idle.clear()
+        self._go.set()
+
+    def pause(self) -> None:
+        """Return when it has stopped working."""
+        self._go.clear()
+        self._idle.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        try:
+            while not self._stop:
+                if not self._go.is_set():
+                    self._idle.set()
+                    self._go.wait()
+                elif self.is_done or not self._work():
+                    self.is_done = True
+                    self._go.clear()
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self._idle.set()
 
 
-def traffics(rows: int, ids: NDArray[np.uint64], size: int, batches: int) -> dict[str, Batches]:
-    """Return the kinds of traffic that every benchmark is run on."""
-    rng = np.random.default_rng(1)
-    count = size * batches
-    return {
-        "uniform": Batches(uniform_positions(rng, rows, count), ids, size),
-        "Zipf 1.05": Batches(zipf_positions(rng, rows, count, 1.05), ids, size),
-    }
+@dataclass(frozen=True)
+class Beside:
+    """Percentiles of a call's time alone and beside something else.
+
+    Parameters
+    ----------
+    ratio : float
+        Median over pairs of windows of beside / alone.
+    low, high : float
+        Quartiles of that ratio.
+    alone_s, beside_s : float
+        Medians over the windows.
+    windows : int
+        Pairs of them.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    alone_s: float
+    beside_s: float
+    windows: int
+
+    def detail(self) -> str:
+        """Return quartiles, absolute times and windows in words."""
+        return (
+            f"[{self.low:.3g} {self.high:.3g}] {time_text(self.beside_s)} : "
+            f"{time_text(self.alone_s)}, {self.windows} windows"
+        )
+
+
+def beside(
+    call: Work, disturber: Disturber, *, windows: int, window_s: float, share: float = 0.99
+) -> Beside:
+    """Compare a percentile of a call's time in windows alone and beside a disturber, in turns.
+
+    Parameters
+    ----------
+    call : callable
+        Timed with a wall clock: waiting is what is looked for.
+    disturber : Disturber
+        Works in every second window; when it is done no more pairs are begun.
+    windows : int
+        Pairs, at most.
+    window_s : float
+        Length of one.
+    share : float
+        Which percentile.
+    """
+    alone: list[float] = []
+    disturbed: list[float] = []
+    with no_collection():
+        window_times(call, window_s)
+        for _ in range(windows):
+            alone.append(percentile(window_times(call, window_s), share))
+            disturber.resume()
+            times = window_times(call, window_s)
+            was_busy = not disturber.is_done
+            disturber.pause()
+            if was_busy or not disturbed:
+                disturbed.append(percentile(times, share))
+            if disturber.is_done:
+                break
+    ratios = sorted(b / a for a, b in zip(alone, disturbed, strict=False))
+    return Beside(
+        statistics.median(ratios),
+        ratios[len(ratios) // 4],
+        ratios[(3 * len(ratios)) // 4],
+        statistics.median(alone),
+        statistics.median(disturbed),
+        len(ratios),
+    )
+
+
+def window_times(call: Work, window_s: float) -> list[float]:
+    """Return the time of each of as many calls as fit in a window."""
+    times: list[float] = []
+    now = time.perf_counter()
+    end = now + window_s
+    while now < end:
+        call()
+        begun, now = now, time.perf_counter()
+        times.append(now - begun)
+    return times

@@ -1,31 +1,24 @@
-"""A training step of 8,192 ids, pull + push with Adagrad, against a dict of NumPy rows.
+"""A training step, pull + push with Adagrad, against a dict of NumPy rows and against torch.
 
 The dict is what a newcomer writes first: fid -> row, fid -> accumulator, a loop over the ids. It
-does the same: duplicates summed, one step for each distinct id. Five times its speed is the goal to
-start with.
+does the same: duplicates summed, one step for each distinct id. torch is given what it cannot find
+by itself, ids that are positions already.
 """
 
-import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-from monolith_kv_tools.bench.harness import (
-    FAST_FOLDER,
-    Batches,
-    Compared,
-    all_at_least,
-    compare,
-    report,
-    traffics,
-)
-from monolith_kv_tools.bench.tables import DIM, fill, make_rows
+from monolith_kv_tools.bench.goals import Figure
+from monolith_kv_tools.bench.harness import Compared, compare
+from monolith_kv_tools.bench.scale import Scale, torch_or_none
+from monolith_kv_tools.bench.tables import ACCUMULATOR, LR, Bed, filled
+from monolith_kv_tools.bench.traffic import BATCH, Batches, traffics
+from monolith_kv_tools.bench.writes import make_gradients
 from numpy.typing import NDArray
 
-import monolith_kv as mkv
-
-GOAL = 5.0
-BATCH = 8192
-LR = 0.05
-ACCUMULATOR = 0.1
+Step = Callable[[Batches, NDArray[np.float32]], NDArray[np.float32]]
 
 
 class DictTable:
@@ -52,41 +45,76 @@ class DictTable:
             accumulator += gradient * gradient
             self.rows[fid] -= LR * gradient / np.sqrt(accumulator)
 
-
-def run(rows: int, rounds: int) -> bool:
-    """Measure, print, and return whether the goal is met."""
-    dense, ids = make_rows(rows)
-    yardstick = DictTable(ids, dense)
-    with (
-        tempfile.TemporaryDirectory(dir=FAST_FOLDER) as folder,
-        mkv.open(f"{folder}/store", durability="none", delta_interval=None) as store,
-    ):
-        table = fill(store, ids, dense, mkv.Adagrad(LR, ACCUMULATOR))
-        results = [
-            measure(name, table, yardstick, batches, rounds)
-            for name, batches in traffics(rows, ids, BATCH, batches=32).items()
-        ]
-    title = f"train step: {rows:,} rows of {DIM}, batches of {BATCH:,}, Adagrad; yardstick dict"
-    report(title, results, units=BATCH)
-    return all_at_least(results, GOAL)
+    def step(self, batches: Batches, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pull and push; return the rows before."""
+        out = np.empty_like(gradients)
+        self.pull(batches.ids, out)
+        self.push(batches.ids, gradients)
+        return out
 
 
-def measure(
-    name: str, table: mkv.Table, yardstick: DictTable, batches: Batches, rounds: int
-) -> Compared:
+class TorchTable:
+    """nn.EmbeddingBag with sparse gradients and optim.Adagrad, a bag for each id."""
+
+    def __init__(self, torch: Any, rows: NDArray[np.float32]) -> None:
+        # On the command line it is of no use, and torch 2.13 prints it whatever one does.
+        warnings.filterwarnings("ignore", message="Sparse invariant checks")
+        self._torch = torch
+        self._bag = torch.nn.EmbeddingBag.from_pretrained(
+            torch.from_numpy(rows.copy()), freeze=False, mode="sum", sparse=True
+        )
+        self._optimizer = torch.optim.Adagrad(
+            self._bag.parameters(), lr=LR, initial_accumulator_value=ACCUMULATOR, eps=0.0
+        )
+        self._offsets = torch.arange(BATCH)
+
+    def step(self, batches: Batches, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pull and push; return the rows before."""
+        torch = self._torch
+        self._optimizer.zero_grad()
+        out = self._bag(torch.from_numpy(batches.positions), self._offsets)
+        out.backward(torch.from_numpy(gradients))
+        self._optimizer.step()
+        rows: NDArray[np.float32] = out.detach().numpy()
+        return rows
+
+
+def run(scale: Scale) -> Iterator[Figure]:
+    """Measure against each."""
+    rows = scale.sizes[0]
+    torch = torch_or_none()
+    if torch is not None:
+        with filled(rows) as bed:
+            batches = traffics(rows, bed.ids, batches=32)["uniform"]
+            cores = torch.get_num_threads()
+            yardstick = TorchTable(torch, bed.dense)
+            many = measure(bed, yardstick.step, batches, scale.rounds(101))
+            torch.set_num_threads(1)
+            one = measure(bed, yardstick.step, batches, scale.rounds(101))
+            detail = f"{many.detail()}; torch on {cores} threads, on one {one.ratio:.3g}"
+            yield Figure("step torch", many.ratio, rows, detail)
+        del yardstick
+    for name in ("uniform", "zipf"):
+        with filled(rows) as bed:
+            step = DictTable(bed.ids, bed.dense).step
+            batches = traffics(rows, bed.ids, batches=32)[name]
+            compared = measure(bed, step, batches, scale.rounds(21))
+            yield Figure(f"step dict {name}", compared.ratio, rows, compared.detail())
+
+
+def measure(bed: Bed, yardstick: Step, batches: Batches, rounds: int) -> Compared:
     """Compare one step, and see that both train the same."""
-    gradients = np.random.default_rng(2).normal(0, 0.1, (BATCH, DIM)).astype(np.float32)
-    out = np.empty((BATCH, DIM), np.float32)
-    other = np.empty((BATCH, DIM), np.float32)
+    gradients = make_gradients(bed)
+    out = np.empty_like(gradients)
+    other = [out]
 
     def step() -> None:
-        table.pull(batches.ids, out=out)
-        table.push(batches.ids, gradients)
+        bed.table.pull(batches.ids, out=out)
+        bed.table.push(batches.ids, gradients)
 
-    def dict_step() -> None:
-        yardstick.pull(batches.ids, other)
-        yardstick.push(batches.ids, gradients)
+    def other_step() -> None:
+        other[0] = yardstick(batches, gradients)
 
-    compared = compare(f"pull + push, {name}", step, dict_step, rounds=rounds, before=batches.turn)
-    np.testing.assert_allclose(out, other, rtol=1e-3, atol=1e-4)  # Fast and wrong does not count.
+    compared = compare("step", step, other_step, rounds=rounds, before=batches.turn)
+    np.testing.assert_allclose(out, other[0], rtol=1e-3, atol=1e-4)
     return compared
