@@ -10,7 +10,7 @@ CYTHON := $(wildcard cython_src/*.pyx cython_src/*.pxd cython_src/*.h)
 STUBBED := $(patsubst monolith_kv/%.pyi,monolith_kv.%,$(wildcard monolith_kv/*.pyi))
 TYPE_VIEW := build/type_view
 
-.PHONY: build test demo check bench compare docs format clean
+.PHONY: build test demo check bench compare instructions docs format clean
 .DELETE_ON_ERROR:
 
 build: $(STAMPS)/built
@@ -22,12 +22,17 @@ test: build
 demo: build
 	$(BIN)/python -m monolith_kv_tools.demo $(DEMO_ARGS)
 
+# Tables of 1 M rows, some minutes. BENCH_ARGS="--rows 20e6": 20 M as well, 17 GB.
 bench: build
 	$(BIN)/python -m monolith_kv_tools.bench $(BENCH_ARGS)
 
 # Four minutes and 5 GB of memory; the first run installs what it compares with.
 compare: build
 	$(BIN)/python -m monolith_kv_tools.bench.compare $(COMPARE_ARGS)
+
+# Needs valgrind. INSTRUCTIONS_ARGS=--record writes tests/instructions.json anew.
+instructions: build
+	$(BIN)/python -m monolith_kv_tools.bench.instructions $(INSTRUCTIONS_ARGS)
 
 check: build $(TYPE_VIEW)
 	$(BIN)/ruff check .
