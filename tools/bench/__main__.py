@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from monolith_kv_tools.bench import (
@@ -23,7 +22,7 @@ from monolith_kv_tools.bench import (
     writes,
 )
 from monolith_kv_tools.bench.goals import MILLION, Figure
-from monolith_kv_tools.bench.scale import SCALES, Scale, torch_or_none
+from monolith_kv_tools.bench.scale import Scale, missing_memory, scale_of, torch_or_none
 from monolith_kv_tools.bench.tables import filled
 
 import monolith_kv as mkv
@@ -51,12 +50,14 @@ GROUPS: dict[str, Callable[[Scale], Iterator[Figure]]] = {
 }
 
 
+ROWS_MIN = 20_000  # A batch of distinct ids needs more rows than it has.
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the groups that are named, or all; 1 if a goal is missed."""
     options = parse(arguments)
     if options.here:
-        scale = replace(SCALES[options.scale], share=options.rounds)
-        for figure in GROUPS[options.names[0]](scale):
+        for figure in GROUPS[options.names[0]](scale_of(options.rows, options.rounds)):
             print(goals.line(figure), flush=True)
             goals.append(options.figures, figure)
         return 0
@@ -83,10 +84,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(GROUPS)}")
     parser.add_argument(
-        "--scale",
-        choices=SCALES,
-        default="small",
-        help="small: 1 M rows, minutes; full: 20 M rows too, 17 GB and an hour (default: small)",
+        "--rows",
+        type=lambda text: int(float(text)),
+        default=MILLION,
+        metavar="N",
+        help="of the largest table (default: 1e6; the goals are for 20e6, which takes 17 GB)",
     )
     parser.add_argument(
         "--rounds", type=float, default=1.0, metavar="X", help="times as many rounds (default: 1)"
@@ -96,14 +98,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(GROUPS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    if options.rows < ROWS_MIN:
+        parser.error(f"--rows must be at least {ROWS_MIN:,}, got {options.rows:,}")
+    if not options.here and (why := missing_memory(options.rows)) is not None:
+        parser.error(why)
     return options
 
 
 def apart(name: str, options: argparse.Namespace, path: str) -> None:
     """Run a group in a process of its own: memory that another has used would not be fresh."""
-    command = [sys.executable, "-m", "monolith_kv_tools.bench", name, "--here"]
-    command += ["--scale", options.scale, "--rounds", str(options.rounds), "--figures", path]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "monolith_kv_tools.bench", name, "--here", "--figures", path]
+    command += ["--rows", str(options.rows), "--rounds", str(options.rounds)]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise SystemExit(
+            f"{name} ended with {code}" + ", killed for want of memory?" * (code == -9)
+        )
 
 
 def machine() -> str:

@@ -170,7 +170,9 @@ class Disturber:
 
     def __init__(self, work: Callable[[], bool]) -> None:
         self._work = work
-        self._go, self._idle, self._stop = threading.Event(), threading.Event(), False
+        self._go, self._begun, self._idle = (threading.Event() for _ in range(3))
+        self._idle.set()
+        self._stop = False
         self.failure: BaseException | None = None
         self.is_done = False
         self._thread = threading.Thread(target=self._run, name="disturber", daemon=True)
@@ -192,9 +194,12 @@ class Disturber:
         self._thread.join()
 
     def resume(self) -> None:
-        """Let it work."""
-        self._idle.clear()
-        self._go.set()
+        """Let it work; returns when it does."""
+        if self.failure is None:
+            self._idle.clear()
+            self._begun.clear()
+            self._go.set()
+            self._begun.wait()
 
     def pause(self) -> None:
         """Return when it has stopped working."""
@@ -206,15 +211,16 @@ class Disturber:
     def _run(self) -> None:
         try:
             while not self._stop:
-                if not self._go.is_set():
-                    self._idle.set()
-                    self._go.wait()
-                elif self.is_done or not self._work():
-                    self.is_done = True
-                    self._go.clear()
+                self._go.wait()
+                self._begun.set()
+                while self._go.is_set() and not self._stop and not self.is_done:
+                    self.is_done = not self._work()
+                self._go.clear()
+                self._idle.set()
         except BaseException as error:
             self.failure = error
         finally:
+            self._begun.set()
             self._idle.set()
 
 

@@ -1,0 +1,46 @@
+"""Every benchmark runs, on a table too small to judge, and every goal gets its figure."""
+
+import importlib.util
+
+import pytest
+from monolith_kv_tools.bench.__main__ import GROUPS
+from monolith_kv_tools.bench.goals import GOALS, misses
+from monolith_kv_tools.bench.scale import Scale
+
+ROWS = 20_000
+TINY = Scale((ROWS,), ROWS, ROWS, ROWS, batches=2, share=0.01)
+GROUP_OF = {
+    "calls": {"lookup", "pull", "push", "upsert", "pooled", "small"},
+    "widths": {"lookup"},
+    "step": {"step"},
+    "insert": {"insert"},
+    "growth": {"longest"},
+    "memory": {"bytes"},
+    "threads": {"threads", "p99"},
+    "expiry": {"p99", "memory"},
+    "import": {"import"},
+    "files": set(),
+}
+NEEDS_TORCH = {"pooled", "step torch"}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Keys of all figures, gathered by the tests of this module."""
+    return set()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_measures_its_figures(group, measured, capsys):
+    figures = list(GROUPS[group](TINY))
+    measured |= {figure.goal for figure in figures}
+    assert {figure.goal.split()[0] for figure in figures} <= GROUP_OF[group]
+    assert all(figure.value > 0 for figure in figures if figure.goal != "small batch")
+    assert set(misses(figures)) <= {key for key in GOALS if GOALS[key].rows == 0}
+
+
+def test_every_goal_has_a_figure(measured):
+    expected = {key for key in GOALS if not (GOALS[key].rows > 10**6 and key.endswith("20M"))}
+    if importlib.util.find_spec("torch") is None:
+        expected -= NEEDS_TORCH
+    assert measured == expected
