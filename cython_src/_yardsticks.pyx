@@ -19,15 +19,6 @@ from monolith_kv._optimizers cimport (
 cdef extern from "prefetch.h":
     void MKV_PREFETCH_ONCE(const void* address) noexcept nogil
 
-cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
-    int munmap(void* address, size_t length)
-    int PROT_READ
-    int PROT_WRITE
-    int MAP_PRIVATE
-    int MAP_ANONYMOUS
-    void* MAP_FAILED
-
 cdef enum:
     CHUNK = 64
     LINE_FLOATS = 16
@@ -140,18 +131,3 @@ cdef void step_chunk(
         prefetch_row(embeddings[i], dim)
         prefetch_row(states[i], dim)
     optimizer_kernel(OPTIMIZER_ADAGRAD)(&parameters, &span, embeddings, states, steps, members)
-
-
-def first_touch(size_t size_bytes):
-    """Map memory, write all of it for the first time, and unmap it: the limit of growth."""
-    cdef void* base
-    cdef bint failed
-    with nogil:
-        base = mmap(
-            NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        failed = base == MAP_FAILED
-        if not failed:
-            memset(base, 1, size_bytes)
-            munmap(base, size_bytes)
-    if failed:
-        raise MemoryError(f"no memory for {size_bytes} bytes")

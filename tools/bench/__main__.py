@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{name}", flush=True)
             apart(name, options, path)
         figures = goals.read(path)
-    print(f"\n{machine()}\n{goals.table(figures)}")
+    print(f"\n{machine()}\n{goals.table(figures, whole=not options.names)}")
     missed = goals.misses(figures)
     if missed:
         print(f"missed: {', '.join(missed)}")

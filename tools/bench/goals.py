@@ -157,11 +157,12 @@ def line(figure: Figure) -> str:
 HEAD = f"  {'':<6} {'':<46} rows {'floor':>5} {'aim':>5}  {'measured'}"
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """Return all figures in the order of the goals, and what was not measured."""
+def table(figures: Sequence[Figure], *, whole: bool = True) -> str:
+    """Return all figures in the order of the goals; of a whole run, what was not measured too."""
     order = list(GOALS)
     lines = [line(each) for each in sorted(figures, key=lambda each: order.index(each.goal))]
-    missing = [GOALS[key].text for key in order if key not in {each.goal for each in figures}]
+    measured = {each.goal for each in figures}
+    missing = [GOALS[key].text for key in order if key not in measured] if whole else []
     absent = [f"  not measured: {'; '.join(missing)}"] if missing else []
     return "\n".join([HEAD, *lines, *absent])
 

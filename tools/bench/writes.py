@@ -27,8 +27,7 @@ def on_bed(bed: Bed, scale: Scale, *, with_push: bool) -> Iterator[Figure]:
         repeated = repeat_some(rng, positions, BATCH, SHARE_REPEATED)
         result = push_repeated(bed, states, repeated, scale)
         yield Figure("push repeated", result.ratio, bed.rows, result.detail())
-    result = upsert(bed, positions, scale)
-    yield Figure(f"upsert {size_text(bed.rows)}", result.ratio, bed.rows, result.detail())
+    yield upsert(bed, positions, scale)
 
 
 def push_unique(
@@ -85,23 +84,25 @@ def grouped(
     return unique[appearance], starts.astype(np.int64), members.astype(np.int64)
 
 
-def upsert(bed: Bed, positions: NDArray[np.int64], scale: Scale) -> Compared:
-    """Compare overwriting rows with NumPy's assignment."""
+def upsert(bed: Bed, positions: NDArray[np.int64], scale: Scale) -> Figure:
+    """Compare overwriting rows with NumPy's assignment, and with the limit beside it."""
     rows = np.random.default_rng(5).random((BATCH, bed.dense.shape[1]), np.float32)
     batches = Batches(positions, bed.ids)
+
+    def work() -> None:
+        bed.table.upsert(batches.ids, rows)
 
     def assign() -> None:
         bed.dense[batches.positions] = rows
 
-    result = compare(
-        "upsert",
-        lambda: bed.table.upsert(batches.ids, rows),
-        assign,
-        rounds=scale.rounds(151),
-        before=batches.turn,
-    )
+    def scatter() -> None:
+        _yardsticks.scatter_rows(bed.dense, batches.positions, rows)
+
+    limit = compare("limit", work, scatter, rounds=scale.rounds(101), before=batches.turn)
+    result = compare("upsert", work, assign, rounds=scale.rounds(151), before=batches.turn)
     assert_same_rows(bed, batches)
-    return result
+    detail = f"{result.detail()}; of plain scattered copies {limit.ratio:.3g}"
+    return Figure(f"upsert {size_text(bed.rows)}", result.ratio, bed.rows, detail)
 
 
 def make_gradients(bed: Bed) -> NDArray[np.float32]:
