@@ -7,7 +7,7 @@ from monolith_kv_tools.bench.__main__ import GROUPS
 from monolith_kv_tools.bench.goals import GOALS, misses
 from monolith_kv_tools.bench.scale import Scale
 
-ROWS = 20_000
+ROWS = 50_000
 TINY = Scale((ROWS,), ROWS, ROWS, ROWS, batches=2, share=0.01)
 GROUP_OF = {
     "calls": {"lookup", "pull", "push", "upsert", "pooled", "small"},

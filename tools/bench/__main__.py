@@ -50,7 +50,7 @@ GROUPS: dict[str, Callable[[Scale], Iterator[Figure]]] = {
 }
 
 
-ROWS_MIN = 20_000  # A batch of distinct ids needs more rows than it has.
+ROWS_MIN = 50_000  # Some batches of each kind.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,8 @@ from monolith_kv_tools.bench.tables import DIM, scratch_store
 from monolith_kv_tools.bench.traffic import BATCH, scrambled_ids
 
 SMALL_BATCH = 256
+HUGE_PAGE_BYTES = 2 << 20
+PAGE_EVERY = 128  # Small batches.
 TOUCH_EVERY = 8  # Batches, so that what is kept stays a quarter of the table.
 PAYLOAD = 2 * 4 * DIM  # Embedding and Adagrad's accumulator.
 
@@ -89,11 +91,16 @@ def write_all(memory: mmap.mmap) -> None:
 
 
 def longest(scale: Scale) -> Iterator[Figure]:
-    """Return the longest CPU time of a small pull while the table grows."""
+    """Return the longest CPU time of a small pull while the table grows.
+
+    Beside it, now and then, a first write to a fresh huge page: what the machine asks for each.
+    """
     rows = scale.big_rows
     ids = scrambled_ids(rows)
     out = np.empty((SMALL_BATCH, DIM), np.float32)
-    times = []
+    times: list[float] = []
+    pages: list[float] = []
+    kept: list[mmap.mmap] = []
     warm(rows)
     with no_collection(), scratch_store() as store:
         table = store.create_table("item", DIM)
@@ -102,8 +109,15 @@ def longest(scale: Scale) -> Iterator[Figure]:
             begun = time.thread_time()
             table.pull(part, out=out)
             times.append(time.thread_time() - begun)
+            if len(times) % PAGE_EVERY == 1:
+                kept.append(fresh(HUGE_PAGE_BYTES))
+                ask_huge(kept[-1])
+                begun = time.thread_time()
+                write_all(kept[-1])
+                pages.append(time.thread_time() - begun)
     detail = (
         f"median {time_text(percentile(times, 0.5))}, p99 {time_text(percentile(times, 0.99))}, "
-        f"p99.9 {time_text(percentile(times, 0.999))}"
+        f"p99.9 {time_text(percentile(times, 0.999))}; longest first write to 2 MiB "
+        f"{time_text(max(pages))}"
     )
     yield Figure("longest pull", 1e3 * max(times), rows, detail)
