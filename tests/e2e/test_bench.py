@@ -1,6 +1,7 @@
 """Every benchmark runs, on a table too small to judge, and every goal gets its figure."""
 
 import importlib.util
+import math
 
 import pytest
 from monolith_kv_tools.bench.__main__ import GROUPS
@@ -35,7 +36,7 @@ def test_a_group_measures_its_figures(group, measured, capsys):
     figures = list(GROUPS[group](TINY))
     measured |= {figure.goal for figure in figures}
     assert {figure.goal.split()[0] for figure in figures} <= GROUP_OF[group]
-    assert all(figure.value > 0 for figure in figures if figure.goal != "small batch")
+    assert all(math.isfinite(figure.value) for figure in figures)
     assert set(misses(figures)) <= {key for key in GOALS if GOALS[key].rows == 0}
 
 
