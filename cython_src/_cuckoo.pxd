@@ -45,10 +45,8 @@ cdef struct Cuckoo:
 
 cdef status_t cuckoo_create(Cuckoo* index, Pages* pages, uint64_t seed) noexcept nogil
 cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil
-# The index of a fid lies `stride` bytes behind `first` times the number of its shard.
 cdef void cuckoo_find(
-    const Cuckoo* first, size_t stride, const fid_t* fids, const uint64_t* hashes, size_t count,
-    row_t** cells
+    const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
 ) noexcept nogil
 cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
 cdef status_t cuckoo_insert(

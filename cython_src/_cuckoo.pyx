@@ -10,7 +10,6 @@ from monolith_kv._hashing cimport (
     hash_bucket_second,
     hash_fid,
     hash_mix,
-    hash_shard,
     hash_tag,
 )
 from monolith_kv._pages cimport (
@@ -81,16 +80,8 @@ cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noe
     return &bucket.rows[cell] if cell >= 0 else NULL
 
 
-cdef inline Segment* find_segment(
-    const Cuckoo* first, size_t stride, uint64_t hashed
-) noexcept nogil:
-    return cuckoo_segment(
-        <const Cuckoo*>(<const char*>first + stride * hash_shard(hashed)), hashed)
-
-
 cdef void cuckoo_find(
-    const Cuckoo* first, size_t stride, const fid_t* fids, const uint64_t* hashes, size_t count,
-    row_t** cells
+    const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
 ) noexcept nogil:
     """Find at most FIND_GROUP fids; cells[i] points to the row number of fids[i], or is NULL."""
     cdef Bucket* buckets[FIND_GROUP]
@@ -100,7 +91,7 @@ cdef void cuckoo_find(
     cdef int cell
     cdef Segment* segment
     for i in range(count):
-        segment = find_segment(first, stride, hashes[i])
+        segment = cuckoo_segment(index, hashes[i])
         buckets[i] = segment.buckets + hash_bucket_first(
             hashes[i], segment.multiplier, segment.buckets_count)
         MKV_PREFETCH(buckets[i])
@@ -110,7 +101,7 @@ cdef void cuckoo_find(
             cells[i] = &buckets[i].rows[cell]
             continue
         cells[i] = NULL
-        segment = find_segment(first, stride, hashes[i])
+        segment = cuckoo_segment(index, hashes[i])
         buckets[i] = segment.buckets + hash_bucket_second(
             hashes[i], segment.multiplier, segment.buckets_count)
         MKV_PREFETCH(buckets[i])

@@ -6,7 +6,14 @@ from libc.string cimport memset
 
 from monolith_kv._arena cimport arena_embedding, arena_header
 from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
-from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find
+from monolith_kv._finder cimport (
+    RING,
+    Finder,
+    finder_ahead,
+    finder_ask,
+    finder_look,
+    finder_look_again,
+)
 from monolith_kv._hashing cimport SHARDS, hash_fid, hash_shard
 from monolith_kv._lock cimport lock_leave, lock_shared
 from monolith_kv._row cimport row_is_cold
@@ -16,6 +23,10 @@ from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, s
 cdef extern from "dispatch.h":
     # Returns nothing, and is compiled for several widths of vectors.
     ctypedef void wide_void "MKV_WIDE void"
+
+
+cdef enum:
+    STEP_IDS = 2048    # whoever changes rows is let in after each
 
 
 cdef struct Bags:
@@ -43,8 +54,8 @@ cdef status_t pool_bags(
     bags.bag = 0
     memset(out, 0, count * bags.dim * sizeof(float))
     while start < end and status == STATUS_OK:
-        stop = start + FIND_GROUP if end - start > FIND_GROUP else end
-        # Rows of all shards are added in the order of the ids: all are held for one group.
+        stop = start + STEP_IDS if end - start > STEP_IDS else end
+        # Rows of all shards are added in the order of the ids: all are held for one step.
         for number in range(SHARDS):
             lock_shared(&shards[number].lock)
         status = shared_pool(shards, fids, start, stop, &bags, cold)
@@ -56,65 +67,85 @@ cdef status_t pool_bags(
     return status
 
 
+cdef inline const float* row_of(Shard* shard, const row_t* cell) noexcept nogil:
+    """Where a row lies, asked for; NULL if it is not in memory."""
+    cdef const float* row
+    if cell == NULL or row_is_cold(cell[0]):
+        return NULL
+    row = arena_embedding(&shard.arena, cell[0])
+    floats_prefetch(row, shard.policy.dim)
+    if shard.policy.counts_heat:
+        header_warm(arena_header(&shard.arena, cell[0]))
+    return row
+
+
 cdef status_t shared_pool(
     Shard* shards, const fid_t* fids, size_t start, size_t stop, Bags* bags, Buffer* cold
 ) noexcept nogil:
-    """Find the rows of one group, then add them to their bags."""
-    cdef uint64_t hashes[FIND_GROUP]
-    cdef row_t* cells[FIND_GROUP]
-    cdef const float* rows[FIND_GROUP]
+    """Add the rows of positions start..stop to their bags, in order."""
+    cdef uint64_t hashes[RING]
+    cdef const float* rows[RING]
     cdef size_t count = stop - start
+    cdef size_t ahead = finder_ahead(bags.dim * sizeof(float))
     cdef size_t hits = 0
-    cdef size_t i
-    cdef Shard* shard
-    for i in range(count):
-        hashes[i] = hash_fid(fids[start + i])
-    cuckoo_find(
-        &shards[0].index, <char*>&shards[1] - <char*>&shards[0], fids + start, hashes, count, cells)
-    for i in range(count):
-        rows[i] = NULL
-        if cells[i] == NULL:
+    cdef size_t i, k
+    cdef const row_t* cell
+    cdef Finder finder
+    finder.first = &shards[0].index
+    finder.stride = <char*>&shards[1] - <char*>&shards[0]
+    for k in range(count + 3 * ahead):
+        if k < count:
+            hashes[k % RING] = hash_fid(fids[start + k])
+            finder_ask(&finder, k, hashes[k % RING])
+        i = k - ahead
+        if k >= ahead and i < count:
+            rows[i % RING] = row_of(
+                &shards[hash_shard(hashes[i % RING])],
+                finder_look(&finder, i, fids[start + i], hashes[i % RING]))
+        i = k - 2 * ahead
+        if k >= 2 * ahead and i < count and finder.cells[i % RING] == NULL:
+            rows[i % RING] = row_of(
+                &shards[hash_shard(hashes[i % RING])],
+                finder_look_again(&finder, i, fids[start + i], hashes[i % RING]))
+        if k < 3 * ahead:
             continue
-        hits += 1
-        shard = &shards[hash_shard(hashes[i])]
-        if row_is_cold(cells[i][0]):
+        i = k - 3 * ahead
+        cell = finder.cells[i % RING]
+        hits += cell != NULL
+        if rows[i % RING] != NULL:
+            add_row(rows[i % RING], start + i, bags)
+        elif cell != NULL:
             if buffer_reserve(cold, sizeof(uint64_t)) != STATUS_OK:
                 return STATUS_OUT_OF_MEMORY
             buffer_append_u64(cold, start + i)
-            continue
-        rows[i] = arena_embedding(&shard.arena, cells[i][0])
-        floats_prefetch(rows[i], bags.dim)
-        if shard.policy.counts_heat:
-            header_warm(arena_header(&shard.arena, cells[i][0]))
-    add_rows(rows, start, stop, bags)
     MKV_ADD64(&shards[0].counters.lookups, count)
     MKV_ADD64(&shards[0].counters.hits, hits)
     return STATUS_OK
 
 
-cdef wide_void add_rows(
-    const float** rows, size_t start, size_t stop, Bags* bags
-) noexcept nogil:
-    """Add rows[0], that of position `start`, and those that follow to their bags, in order."""
-    cdef size_t dim = bags.dim
-    cdef size_t position, j
-    cdef float weight
+cdef inline void add_row(const float* row, size_t position, Bags* bags) noexcept nogil:
     cdef float* total
-    cdef const float* row
-    for position in range(start, stop):
-        while <size_t>bags.offsets[bags.bag + 1] <= position:
-            bags.bag += 1
-        total = bags.out + bags.bag * dim
-        row = rows[position - start]
-        if row == NULL:
-            continue
-        if bags.weights == NULL:
-            for j in range(dim):
-                total[j] += row[j]
-        else:
-            weight = bags.weights[position]
-            for j in range(dim):
-                total[j] += weight * row[j]
+    while <size_t>bags.offsets[bags.bag + 1] <= position:
+        bags.bag += 1
+    total = bags.out + bags.bag * bags.dim
+    if bags.weights == NULL:
+        floats_add(total, row, bags.dim)
+    else:
+        floats_add_times(total, row, bags.weights[position], bags.dim)
+
+
+cdef wide_void floats_add(float* total, const float* row, size_t dim) noexcept nogil:
+    cdef size_t j
+    for j in range(dim):
+        total[j] += row[j]
+
+
+cdef wide_void floats_add_times(
+    float* total, const float* row, float weight, size_t dim
+) noexcept nogil:
+    cdef size_t j
+    for j in range(dim):
+        total[j] += weight * row[j]
 
 
 cdef void bags_divide(

@@ -10,7 +10,7 @@ import numpy as np
 from monolith_kv_tools.bench.goals import MILLION, Figure
 from monolith_kv_tools.bench.harness import compare
 from monolith_kv_tools.bench.scale import Scale, torch_or_none
-from monolith_kv_tools.bench.tables import Bed, filled
+from monolith_kv_tools.bench.tables import Bed, aligned, filled
 from monolith_kv_tools.bench.traffic import (
     BATCH,
     Batches,
@@ -39,8 +39,8 @@ def on_bed(bed: Bed, scale: Scale) -> Iterator[Figure]:
 
 def lookups(name: str, bed: Bed, batches: Batches, scale: Scale) -> Iterator[Figure]:
     """Compare with the limit and with np.take, and see that all read the same rows."""
-    out = np.empty((BATCH, bed.dense.shape[1]), np.float32)
-    copied, taken = np.empty_like(out), np.empty_like(out)
+    out = aligned(BATCH, bed.dense.shape[1])
+    copied, taken = aligned(*out.shape), aligned(*out.shape)
 
     def look() -> None:
         bed.table.lookup(batches.ids, out=out)
@@ -77,7 +77,7 @@ def size_text(rows: int) -> str:
 
 def absent(bed: Bed, present: Batches, scale: Scale) -> Figure:
     """Compare lookups of ids that are not there with those of ids that are."""
-    out = np.empty((BATCH, bed.dense.shape[1]), np.float32)
+    out = aligned(BATCH, bed.dense.shape[1])
     strangers = fresh_batches(len(present), start=2 * bed.rows)
 
     def turn() -> None:
@@ -100,7 +100,7 @@ def pull(bed: Bed, scale: Scale) -> Figure:
         Batches(uniform_positions(np.random.default_rng(seed), bed.rows, BATCH * 32), bed.ids)
         for seed in (6, 7)
     )
-    out = np.empty((BATCH, bed.dense.shape[1]), np.float32)
+    out = aligned(BATCH, bed.dense.shape[1])
 
     def turn() -> None:
         pulled.turn()
@@ -148,7 +148,7 @@ def small_batch(bed: Bed, scale: Scale) -> Figure:
     """Return the microseconds of a small lookup beyond the copy of the same rows."""
     positions = uniform_positions(np.random.default_rng(4), bed.rows, SMALL_BATCH * 2000)
     batches = Batches(positions, bed.ids, SMALL_BATCH)
-    out = np.empty((SMALL_BATCH, bed.dense.shape[1]), np.float32)
+    out = aligned(SMALL_BATCH, bed.dense.shape[1])
     result = compare(
         "small",
         lambda: bed.table.lookup(batches.ids, out=out),
@@ -169,8 +169,8 @@ def widths(scale: Scale) -> Iterator[Figure]:
 
 def of_width(dim: int, rows: int, optimizer: mkv.Optimizer, count: int, scale: Scale) -> Figure:
     """Compare lookups of rows of one width with the limit."""
-    out = np.empty((BATCH, dim), np.float32)
-    copied = np.empty_like(out)
+    out = aligned(BATCH, dim)
+    copied = aligned(BATCH, dim)
     with filled(rows, dim, optimizer) as bed:
         positions = uniform_positions(np.random.default_rng(1), rows, BATCH * count)
         batches = Batches(positions, bed.ids)

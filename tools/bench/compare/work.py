@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from monolith_kv_tools.bench.compare.adagrad import ACCUMULATOR, adagrad_step, summed
-from monolith_kv_tools.bench.harness import scrambled_ids, uniform_positions, zipf_positions
+from monolith_kv_tools.bench.traffic import scrambled_ids, uniform_positions, zipf_positions
 from numpy.typing import NDArray
 
 Positions = NDArray[np.int64]
