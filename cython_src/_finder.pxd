@@ -27,13 +27,17 @@ cdef enum:
     AHEAD_MAX = 32
     AHEAD_BYTES = 16384    # of rows asked for: they have to stay in the first-level cache
 
+cdef struct Finding:
+    fid_t fid
+    uint64_t hashed
+    Bucket* bucket
+    row_t* cell            # NULL: not in the first bucket
+
 cdef struct Finder:
     # The index of a fid lies `stride` bytes behind `first` times the number of its shard.
     const Cuckoo* first
     size_t stride
-    size_t ahead
-    Bucket* buckets[RING]
-    row_t* cells[RING]     # NULL: not in the first bucket
+    Finding ring[RING]     # by the number of a fid in its run, modulo RING
 
 
 cdef inline size_t finder_ahead(size_t row_bytes) noexcept nogil:
@@ -46,38 +50,41 @@ cdef inline Segment* finder_segment(const Finder* finder, uint64_t hashed) noexc
         <const Cuckoo*>(<const char*>finder.first + finder.stride * hash_shard(hashed)), hashed)
 
 
-cdef inline void finder_ask(Finder* finder, size_t k, uint64_t hashed) noexcept nogil:
+cdef inline Finding* finder_at(Finder* finder, size_t k) noexcept nogil:
+    return &finder.ring[k % RING]
+
+
+cdef inline void finder_ask(Finder* finder, size_t k, fid_t fid, uint64_t hashed) noexcept nogil:
     """Step one for the fid with number `k` in its run."""
+    cdef Finding* found = finder_at(finder, k)
     cdef const Segment* segment = finder_segment(finder, hashed)
-    cdef Bucket* bucket = segment.buckets + hash_bucket_first(
+    found.fid = fid
+    found.hashed = hashed
+    found.bucket = segment.buckets + hash_bucket_first(
         hashed, segment.multiplier, segment.buckets_count)
-    MKV_PREFETCH(bucket)
-    finder.buckets[k % RING] = bucket
+    MKV_PREFETCH(found.bucket)
 
 
-cdef inline row_t* finder_look(Finder* finder, size_t k, fid_t fid, uint64_t hashed) noexcept nogil:
+cdef inline Finding* finder_look(Finder* finder, size_t k) noexcept nogil:
     """Step two: the cell, if the first bucket has it."""
-    cdef Bucket* bucket = finder.buckets[k % RING]
-    cdef int cell = bucket_find(bucket, fid, hash_tag(hashed))
+    cdef Finding* found = finder_at(finder, k)
+    cdef int cell = bucket_find(found.bucket, found.fid, hash_tag(found.hashed))
     cdef const Segment* segment
-    finder.cells[k % RING] = NULL
     if cell >= 0:
-        finder.cells[k % RING] = &bucket.rows[cell]
-    else:
-        segment = finder_segment(finder, hashed)
-        bucket = segment.buckets + hash_bucket_second(
-            hashed, segment.multiplier, segment.buckets_count)
-        MKV_PREFETCH(bucket)
-        finder.buckets[k % RING] = bucket
-    return finder.cells[k % RING]
+        found.cell = &found.bucket.rows[cell]
+        return found
+    found.cell = NULL
+    segment = finder_segment(finder, found.hashed)
+    found.bucket = segment.buckets + hash_bucket_second(
+        found.hashed, segment.multiplier, segment.buckets_count)
+    MKV_PREFETCH(found.bucket)
+    return found
 
 
-cdef inline row_t* finder_look_again(
-    Finder* finder, size_t k, fid_t fid, uint64_t hashed
-) noexcept nogil:
-    """Step three, if step two gave nothing: the cell, if the second bucket has it."""
-    cdef Bucket* bucket = finder.buckets[k % RING]
-    cdef int cell = bucket_find(bucket, fid, hash_tag(hashed))
+cdef inline Finding* finder_look_again(Finder* finder, size_t k) noexcept nogil:
+    """Step three, if step two found no cell: the cell, if the second bucket has it."""
+    cdef Finding* found = finder_at(finder, k)
+    cdef int cell = bucket_find(found.bucket, found.fid, hash_tag(found.hashed))
     if cell >= 0:
-        finder.cells[k % RING] = &bucket.rows[cell]
-    return finder.cells[k % RING]
+        found.cell = &found.bucket.rows[cell]
+    return found

@@ -9,8 +9,10 @@ from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
 from monolith_kv._finder cimport (
     RING,
     Finder,
+    Finding,
     finder_ahead,
     finder_ask,
+    finder_at,
     finder_look,
     finder_look_again,
 )
@@ -83,38 +85,34 @@ cdef status_t shared_pool(
     Shard* shards, const fid_t* fids, size_t start, size_t stop, Bags* bags, Buffer* cold
 ) noexcept nogil:
     """Add the rows of positions start..stop to their bags, in order."""
-    cdef uint64_t hashes[RING]
     cdef const float* rows[RING]
     cdef size_t count = stop - start
     cdef size_t ahead = finder_ahead(bags.dim * sizeof(float))
     cdef size_t hits = 0
     cdef size_t i, k
-    cdef const row_t* cell
+    cdef Finding* found
     cdef Finder finder
     finder.first = &shards[0].index
     finder.stride = <char*>&shards[1] - <char*>&shards[0]
     for k in range(count + 3 * ahead):
         if k < count:
-            hashes[k % RING] = hash_fid(fids[start + k])
-            finder_ask(&finder, k, hashes[k % RING])
+            finder_ask(&finder, k, fids[start + k], hash_fid(fids[start + k]))
         i = k - ahead
         if k >= ahead and i < count:
-            rows[i % RING] = row_of(
-                &shards[hash_shard(hashes[i % RING])],
-                finder_look(&finder, i, fids[start + i], hashes[i % RING]))
+            found = finder_look(&finder, i)
+            rows[i % RING] = row_of(&shards[hash_shard(found.hashed)], found.cell)
         i = k - 2 * ahead
-        if k >= 2 * ahead and i < count and finder.cells[i % RING] == NULL:
-            rows[i % RING] = row_of(
-                &shards[hash_shard(hashes[i % RING])],
-                finder_look_again(&finder, i, fids[start + i], hashes[i % RING]))
+        if k >= 2 * ahead and i < count and finder_at(&finder, i).cell == NULL:
+            found = finder_look_again(&finder, i)
+            rows[i % RING] = row_of(&shards[hash_shard(found.hashed)], found.cell)
         if k < 3 * ahead:
             continue
         i = k - 3 * ahead
-        cell = finder.cells[i % RING]
-        hits += cell != NULL
+        found = finder_at(&finder, i)
+        hits += found.cell != NULL
         if rows[i % RING] != NULL:
             add_row(rows[i % RING], start + i, bags)
-        elif cell != NULL:
+        elif found.cell != NULL:
             if buffer_reserve(cold, sizeof(uint64_t)) != STATUS_OK:
                 return STATUS_OUT_OF_MEMORY
             buffer_append_u64(cold, start + i)

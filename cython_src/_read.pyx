@@ -7,11 +7,11 @@ from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
 from monolith_kv._finder cimport (
-    RING,
     Finder,
     MKV_PREFETCH,
     finder_ahead,
     finder_ask,
+    finder_at,
     finder_look,
     finder_look_again,
 )
@@ -52,53 +52,61 @@ cdef status_t shared_copy(
     Buffer* absent
 ) noexcept nogil:
     """Copy the embeddings of a batch to their positions; zeros where there is none in memory."""
-    cdef size_t dim = shard.policy.dim
     cdef size_t start = batch.starts[number]
     cdef size_t count = batch.starts[number + 1] - start
     cdef const uint32_t* order = batch.order + start
-    cdef size_t ahead = finder_ahead(dim * sizeof(float))
+    cdef size_t ahead = finder_ahead(shard.policy.dim * sizeof(float))
     cdef size_t hits = 0
     cdef size_t k
-    cdef uint32_t position
-    cdef row_t* cell
+    cdef const row_t* cell
     cdef Finder finder
     cdef status_t status = STATUS_OK
     finder.first = &shard.index
     finder.stride = 0
     for k in range(count + 3 * ahead if count else 0):
-        if k < count:
-            finder_ask(&finder, k, batch.hashes[order[k]])
-        if k >= ahead and k - ahead < count:
-            position = order[k - ahead]
-            prefetch_cell(shard, finder_look(
-                &finder, k - ahead, batch.fids[position], batch.hashes[position]))
-        if k >= 2 * ahead and k - 2 * ahead < count and (
-                finder.cells[(k - 2 * ahead) % RING] == NULL):
-            position = order[k - 2 * ahead]
-            prefetch_cell(shard, finder_look_again(
-                &finder, k - 2 * ahead, batch.fids[position], batch.hashes[position]))
-        if k < 3 * ahead:
-            continue
-        position = order[k - 3 * ahead]
-        cell = finder.cells[(k - 3 * ahead) % RING]
+        if 3 * ahead <= k < count:
+            # Most of a large batch: no step has to ask whether there is a fid for it.
+            finder_ask(&finder, k, batch.fids[order[k]], batch.hashes[order[k]])
+            prefetch_cell(shard, finder_look(&finder, k - ahead).cell)
+            if finder_at(&finder, k - 2 * ahead).cell == NULL:
+                prefetch_cell(shard, finder_look_again(&finder, k - 2 * ahead).cell)
+        else:
+            if k < count:
+                finder_ask(&finder, k, batch.fids[order[k]], batch.hashes[order[k]])
+            if k >= ahead and k - ahead < count:
+                prefetch_cell(shard, finder_look(&finder, k - ahead).cell)
+            if k >= 2 * ahead and k - 2 * ahead < count and (
+                    finder_at(&finder, k - 2 * ahead).cell == NULL):
+                prefetch_cell(shard, finder_look_again(&finder, k - 2 * ahead).cell)
+            if k < 3 * ahead:
+                continue
+        k -= 3 * ahead
+        cell = finder_at(&finder, k).cell
         hits += cell != NULL
-        if found != NULL:
-            found[position] = cell != NULL
-        if cell != NULL and not row_is_cold(cell[0]):
-            memcpy(
-                out + position * dim, arena_embedding(&shard.arena, cell[0]),
-                dim * sizeof(float))
-            if shard.policy.counts_heat:
-                header_warm(arena_header(&shard.arena, cell[0]))
-            continue
-        memset(out + position * dim, 0, dim * sizeof(float))
-        if cell != NULL:
-            status |= note(cold, position)
-        elif absent != NULL:
-            status |= note(absent, position)
+        status |= shared_copy_row(shard, cell, order[k], out, found, cold, absent)
+        k += 3 * ahead
     MKV_ADD64(&shard.counters.hits, hits)
     MKV_ADD64(&shard.counters.lookups, count)
     return status
+
+
+cdef inline status_t shared_copy_row(
+    Shard* shard, const row_t* cell, uint32_t position, float* out, uint8_t* found, Buffer* cold,
+    Buffer* absent
+) noexcept nogil:
+    cdef size_t dim = shard.policy.dim
+    out += position * dim
+    if found != NULL:
+        found[position] = cell != NULL
+    if cell != NULL and not row_is_cold(cell[0]):
+        memcpy(out, arena_embedding(&shard.arena, cell[0]), dim * sizeof(float))
+        if shard.policy.counts_heat:
+            header_warm(arena_header(&shard.arena, cell[0]))
+        return STATUS_OK
+    memset(out, 0, dim * sizeof(float))
+    if cell != NULL:
+        return note(cold, position)
+    return note(absent, position) if absent != NULL else STATUS_OK
 
 
 cdef status_t shards_lookup(

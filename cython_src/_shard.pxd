@@ -16,7 +16,7 @@ call goes through the shards that are free first, then waits for the others (sha
 are never changed: whoever changes ids promotes their rows before.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
 from monolith_kv._arena cimport Arena
 from monolith_kv._batch cimport Batch
@@ -49,7 +49,6 @@ cdef extern from "prefetch.h":
 cdef enum:
     SLOTS = 65536      # a slot is the top 16 bits of a fid
     ALL_SHARDS = (1 << SHARDS) - 1
-    LINE_FLOATS = 16
     PREFETCH_FLOATS_MAX = 512   # of a longer row the hardware prefetcher fetches the rest
 
 cdef struct SlicePolicy:
@@ -150,14 +149,12 @@ cdef inline bint shard_enter_alone(Shard* shard, bint is_patient) noexcept nogil
 
 
 cdef inline void floats_prefetch(const float* first, size_t count) noexcept nogil:
-    cdef size_t i = 0
-    if count > PREFETCH_FLOATS_MAX:
-        count = PREFETCH_FLOATS_MAX
-    while i < count:
-        MKV_PREFETCH(first + i)
-        i += LINE_FLOATS
-    if count:
-        MKV_PREFETCH(first + count - 1)
+    cdef const char* line = <const char*>(<uintptr_t>first & ~<uintptr_t>63)
+    cdef const char* end = <const char*>(
+        first + (count if count < PREFETCH_FLOATS_MAX else PREFETCH_FLOATS_MAX))
+    while line < end:
+        MKV_PREFETCH(line)
+        line += 64
 
 
 cdef inline uint32_t fid_slot(fid_t fid) noexcept nogil:
