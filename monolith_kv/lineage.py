@@ -6,7 +6,7 @@ epoch begins, after the last sequence that is known to be kept, with a number on
 random identity. Two histories agree up to a sequence when their epochs up to there are the same.
 """
 
-import secrets
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,8 @@ class Lineage:
         >>> Lineage().begin(after=0).epoch
         1
         """
-        epoch = Epoch(self.epoch + 1, secrets.randbits(IDENTITY_BITS), after)
+        identity = int.from_bytes(os.urandom(8), "little") >> (64 - IDENTITY_BITS)
+        epoch = Epoch(self.epoch + 1, identity, after)
         return Lineage((*self.epochs, epoch))
 
     def at(self, sequence: int) -> Epoch:

@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import tempfile
-import uuid
 import warnings
 from collections.abc import Callable
 
@@ -68,7 +67,7 @@ def _first(mode: str) -> Manifest:
     """Return the manifest of a new store; a replica takes its identity from what it is given."""
     if mode == "replica":
         return Manifest(mode=mode)
-    return Manifest(uuid=uuid.uuid4().hex, lineage=Lineage().begin(after=0))
+    return Manifest(uuid=os.urandom(16).hex(), lineage=Lineage().begin(after=0))
 
 
 def _check_mode(path: str, mode: str, found: Manifest) -> None:

@@ -7,9 +7,7 @@ that were seen.
 
 import contextlib
 import os
-import secrets
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,7 +60,7 @@ def build(path: str, write: Callable[[str], None]) -> None:
     parent = os.path.dirname(path)
     files.make_folder(parent)
     folder = os.path.join(
-        parent, f".{os.path.basename(path)}.{secrets.token_hex(8)}{files.TEMPORARY_SUFFIX}"
+        parent, f".{os.path.basename(path)}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
     )
     files.make_folder(folder)
     try:
@@ -83,7 +81,7 @@ def _write(
 ) -> None:
     first = readers[0]
     if len(readers) > 1:
-        identity, lineage, sequence = uuid.uuid4().hex, Lineage().begin(after=0), 0
+        identity, lineage, sequence = os.urandom(16).hex(), Lineage().begin(after=0), 0
         cursor: dict[str, Any] = {}
     else:
         identity, lineage = first.meta["uuid"], first.lineage

@@ -8,7 +8,6 @@ in words. The new store has an identity of its own: replicas of the old one star
 
 import contextlib
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -69,7 +68,7 @@ def _write(state: StoreState, folder: str) -> None:
     found = state.manifest
     state.path = folder
     state.manifest = Manifest(
-        uuid=uuid.uuid4().hex,
+        uuid=os.urandom(16).hex(),
         lineage=Lineage().begin(after=0),
         sequence=found.sequence,
         cursor=found.cursor,

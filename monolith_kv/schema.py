@@ -7,7 +7,6 @@ order of the slices. Every offset in it is derived here.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from numbers import Integral
 from typing import Any
 
@@ -182,6 +181,8 @@ class TableSchema:
         """
         seed = part.initializer.parameters()[2]
         text = f"{self.name}\0{part.name}\0".encode()
+        from hashlib import blake2b  # It loads OpenSSL: not before it is needed.
+
         return int.from_bytes(blake2b(text + seed.to_bytes(8, "little")).digest()[:8], "little")
 
     def core_slices(self) -> list[tuple[int, int, tuple[float, ...], int, float, float, int]]:

@@ -7,7 +7,6 @@ sightings as pending, the calls stay in their logs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
@@ -241,6 +240,8 @@ class Digested(Protocol):
 
 def store_digest(entries: Sequence[Digested]) -> str:
     """Return the order-independent hash of all records of these tables, in hexadecimal."""
+    from hashlib import blake2b  # It loads OpenSSL: not before it is needed.
+
     hashed = blake2b(digest_size=16)
     for entry in sorted(entries, key=lambda entry: entry.schema.name):
         low, high = entry.digest()

@@ -162,7 +162,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 def written(name: str, root: Path) -> bytes:
     """What this version writes, with the one salt that golden files have."""
-    with mock.patch.object(format.secrets, "token_bytes", return_value=SALT):
+    with mock.patch.object(format, "random_salt", return_value=SALT):
         return WRITERS[name](root).read_bytes()
 
 

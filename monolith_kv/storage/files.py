@@ -11,8 +11,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
-import socket
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,7 +92,7 @@ def create_temporary(path: str) -> tuple[int, str]:
     `remove_litter` finds it after a crash.
     """
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    temporary = os.path.join(folder, f".{name}.{os.urandom(8).hex()}{TEMPORARY_SUFFIX}")
     with disk_errors(path):
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, 0o600)
     return fd, temporary
@@ -430,7 +428,7 @@ class FolderLock:
                 ) from None
             with disk_errors(path):
                 os.ftruncate(fd, 0)
-                os.pwrite(fd, f"pid {self._pid} on {socket.gethostname()}\n".encode(), 0)
+                os.pwrite(fd, f"pid {self._pid} on {os.uname().nodename}\n".encode(), 0)
         except BaseException:
             os.close(fd)
             raise

@@ -7,7 +7,6 @@ in words; tests/format compares those pages with this module.
 import enum
 import os
 import re
-import secrets
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -144,6 +143,11 @@ class Header:
         return not self.read_only_compatible & ~READ_ONLY_COMPATIBLE_KNOWN
 
 
+def random_salt() -> bytes:
+    """Return the salt of a new file."""
+    return os.urandom(8)
+
+
 def pack_header(file_type: FileType, identity: FileIdentity, salt: bytes | None = None) -> bytes:
     """Return the header of a new file; the salt is random unless it is given."""
     fields = HEADER.pack(
@@ -155,7 +159,7 @@ def pack_header(file_type: FileType, identity: FileIdentity, salt: bytes | None 
         bytes.fromhex(identity.uuid) or bytes(UUID_BYTES),
         identity.epoch,
         identity.number,
-        secrets.token_bytes(8) if salt is None else salt,
+        random_salt() if salt is None else salt,
         0,
     )[:-4]
     return fields + crc32c(fields).to_bytes(4, "little")

@@ -8,7 +8,6 @@ not be used, nor closed, by a forked child.
 
 import contextlib
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -72,7 +71,7 @@ class OverflowTier:
         self._sizes: dict[int, int] = {}  # Record bytes by table. Guarded by _lock.
         shutil.rmtree(folder, ignore_errors=True)
         # LMDB does not sync its folder: the environment is made beside it and moved here.
-        temporary = f"{folder}.{secrets.token_hex(8)}{files.TEMPORARY_SUFFIX}"
+        temporary = f"{folder}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
         try:
             with files.disk_errors(folder):
                 os.mkdir(temporary, 0o700)
@@ -253,7 +252,7 @@ class OverflowTier:
             pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
             if before <= MAP_BYTES_MIN or 2 * pages * stat["psize"] > before:
                 return 0
-            temporary = f"{self.folder}.{secrets.token_hex(8)}{files.TEMPORARY_SUFFIX}"
+            temporary = f"{self.folder}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
             try:
                 with files.disk_errors(self.folder):
                     os.mkdir(temporary, 0o700)

@@ -2,11 +2,11 @@
 
 python -m monolith_kv_tools.bench.instructions runs a fixed script of calls under valgrind, prints
 what each takes a row, and fails where lookup, pull or push take more than what is recorded and five
-in a hundred. The same build gives the same counts, those three to a thousandth, on a busy machine. They
-depend on compiler, C library and processor (which decides between kernels), and a little on Python
-and NumPy; what they were recorded with stands beside them. Elsewhere they are held to the same
-ceilings, and a failure says what differs: a change that takes more with one compiler only is worth
-a look as well.
+in a hundred. The same build gives the same counts, those three to a thousandth, on a busy machine.
+They depend on compiler, C library and processor (which decides between kernels), and a little on
+Python and NumPy; what they were recorded with stands beside them. Elsewhere they are held to the
+same ceilings, and a failure says what differs: a change that takes more with one compiler only is
+worth a look as well.
 """
 
 import argparse
