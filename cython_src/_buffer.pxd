@@ -28,9 +28,9 @@ cdef inline status_t buffer_reserve(Buffer* buffer, size_t more) noexcept nogil:
     cdef uint8_t* data
     if buffer.count + more <= capacity:
         return STATUS_OK
-    # By a quarter: realloc moves large buffers by remapping pages, and the list of touched rows is
+    # By an eighth: realloc moves large buffers by remapping pages, and the list of touched rows is
     # a part of what a row costs.
-    capacity += capacity // 4
+    capacity += capacity // 8
     if capacity < buffer.count + more:
         capacity = buffer.count + more
     if capacity < 256:

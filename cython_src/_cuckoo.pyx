@@ -55,14 +55,14 @@ cdef struct PathNode:
 cdef enum:
     SEGMENT_ROWS_MAX = 4096
     SEGMENT_BUCKETS_MIN = 4
-    PARTS_MIN = 4              # a segment grows up to a quarter of a piece, then it splits
+    PARTS_MIN = 5              # a segment grows up to a fifth of a piece, then it splits
     PATH_NODES_MAX = 400       # buckets that an insert may look at for a free cell
 
 # A segment is rebuilt when this full: with five cells a bucket moves seldom fail below 0.97, but
 # from here on an insertion moves many.
 cdef double LOAD_MAX = 0.92
 # The fill after a rebuild, at most: between memory (index bytes a row) and work (moves an insert).
-cdef double LOAD_REBUILT = 0.80
+cdef double LOAD_REBUILT = 0.86
 
 
 # --- find ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     PIECE_BYTES = 262144
-    PARTS_MAX = 6          # a piece may be shared by as many equal parts
+    PARTS_MAX = 10         # a piece may be shared by as many equal parts
 
 cdef struct PieceHead:
     # The first line of a piece that is cut into parts.

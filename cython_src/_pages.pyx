@@ -40,8 +40,8 @@ cdef enum:
     # A small table should cost no more than its rows: its first regions have small pages.
     SMALL_REGIONS = 4
     # Free pieces that keep their memory: as many, or this share of all.
-    SPARE_MIN = 16
-    SPARE_SHARE = 32
+    SPARE_MIN = 2
+    SPARE_SHARE = 256
 
 
 cdef status_t pages_create(Pages* pages) noexcept nogil:

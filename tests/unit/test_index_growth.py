@@ -11,7 +11,7 @@ from monolith_kv._table import Barrier, TableCore
 CELLS, BUCKET_BYTES = 5, 64
 SHARDS = 8
 ROWS = 60_000  # of one shard: several segments, each split more than once
-SEGMENT_ROWS_MAX = 4_096
+SEGMENT_ROWS_MAX = 3_700
 LOAD_BEFORE_GROWTH = 0.9
 
 
