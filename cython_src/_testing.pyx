@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
 from monolith_kv._checksum cimport crc32c_update, crc32c_update_portable
@@ -11,6 +11,19 @@ from monolith_kv._hashing cimport hash_fid
 from monolith_kv._initializers cimport Initializer, initializer_fill
 from monolith_kv._optimizers cimport OptimizerParameters, SliceSpan, optimizer_initial_state
 from monolith_kv._optimizers cimport optimizer_kernel, optimizer_kernel_t, optimizer_state_floats
+from monolith_kv._pages cimport (
+    PIECE_BYTES,
+    PieceHead,
+    Pages,
+    pages_create,
+    pages_destroy,
+    pages_give,
+    pages_give_part,
+    pages_spare_bytes,
+    pages_take,
+    pages_take_part,
+    part_bytes,
+)
 from monolith_kv._sketch cimport (
     Sketch,
     sketch_advance,
@@ -148,6 +161,60 @@ def optimizer_step(
             to_gradients[i] = &gradients[i, 0]
         kernel(&p, &span, to_embeddings, to_states, to_gradients, rows)
     free(pointers)
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+cdef class PagesDoor:
+    """One pool of pieces; addresses as numbers."""
+
+    cdef Pages pages
+
+    def __cinit__(self):
+        if pages_create(&self.pages) != STATUS_OK:
+            raise MemoryError
+
+    def __dealloc__(self):
+        pages_destroy(&self.pages)
+
+    def take(self):
+        return <uintptr_t>pages_take(&self.pages)
+
+    def give(self, uintptr_t piece):
+        pages_give(&self.pages, <void*>piece)
+
+    def take_part(self, uint32_t parts):
+        return <uintptr_t>pages_take_part(&self.pages, parts)
+
+    def give_part(self, uintptr_t part):
+        pages_give_part(&self.pages, <void*>part)
+
+    def spare_bytes(self):
+        return pages_spare_bytes(&self.pages)
+
+    def counts(self):
+        """(pieces of all regions, those of them that are free and cost no memory)."""
+        return self.pages.pieces_count, self.pages.dry_count
+
+    def free(self):
+        """The pieces that nobody has."""
+        cdef uint32_t i
+        return [<uintptr_t>self.pages.free[i] for i in range(self.pages.free_count)]
+
+    def partial(self, uint32_t parts):
+        """The pieces of so many parts with a free one, in order: (address, address before)."""
+        cdef PieceHead* head = self.pages.partial[parts]
+        found = []
+        # A list that has become a ring ends as well.
+        while head != NULL and len(found) <= <Py_ssize_t>self.pages.pieces_count:
+            found.append((<uintptr_t>head, <uintptr_t>head.previous))
+            head = head.next
+        return found
+
+    @staticmethod
+    def sizes(uint32_t parts):
+        """(bytes of a piece, bytes of one of its parts)."""
+        return <size_t>PIECE_BYTES, part_bytes(parts)
 
 
 # --- sketch -------------------------------------------------------------------------------------
