@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from monolith_kv._table import Barrier, TableCore
+from monolith_kv._testing import digest_rows, digest_total
 
 DIM = 3
 IDS = np.array([*range(24), 2**64 - 1, 2**63, 1 << 48], np.uint64)
@@ -33,8 +34,10 @@ def zeros_and_sgd() -> list[tuple[int, int, tuple[float, ...], int, float, float
 class CoreMachine(RuleBasedStateMachine):
     """Embedding and state of each id, by the simplest means."""
 
-    @initialize(seed=st.integers(0, 2**32))
-    def make(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 2**32), is_eager=st.booleans())
+    def make(self, seed: int, is_eager: bool) -> None:
+        # A check sums up all digests that changes left behind: not always after each step.
+        self.is_eager = is_eager
         self.barrier = Barrier()
         self.core = TableCore(self.barrier, zeros_and_sgd(), seed)
         self.core.set_ttl(100, {1: 10})
@@ -233,6 +236,21 @@ class CoreMachine(RuleBasedStateMachine):
     def counts_and_checks_agree(self) -> None:
         if hasattr(self, "core"):
             assert self.core.rows == len(self.rows)
+            if self.is_eager:
+                assert self.core.check() == []
+
+    @rule()
+    def digest(self) -> None:
+        """Of rows in overflow too."""
+        fids = np.array(list(self.rows), np.uint64)
+        embeddings = [row[: DIM * 4] for _, row in self.rows.values()]
+        rows = np.frombuffer(b"".join(embeddings), np.float32).reshape(-1, DIM)
+        nothing = np.empty((0, 2), np.uint64)
+        assert self.core.digest() == digest_total(digest_rows(fids, rows), nothing)
+
+    def teardown(self) -> None:
+        if hasattr(self, "core"):
+            self.digest()
             assert self.core.check() == []
 
     @invariant()

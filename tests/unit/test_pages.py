@@ -122,7 +122,7 @@ def test_most_of_what_is_free_costs_no_memory() -> None:
     for piece in sorted(pool.pieces):
         pool.give(piece)
         pool.check()
-    assert pool.door.spare_bytes() == 2 * PIECE
+    assert 0 < pool.door.spare_bytes() <= 64 * PIECE // 8
     for _ in range(64):
         pool.take()
         pool.check()

@@ -1,0 +1,84 @@
+"""Calls that leave a shard between two steps: nobody who comes in meanwhile undoes their work."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from monolith_kv._table import Barrier, TableCore
+
+DIM = 2
+
+
+def a_core() -> TableCore:
+    return TableCore(Barrier(), [(DIM, 0, (1.0,), 1, 2.0, 0.0, 5)], 1)
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """Start all calls at the same time; what they return."""
+    start = threading.Barrier(len(calls))
+    results: list[Any] = [None] * len(calls)
+
+    def run(number: int) -> None:
+        start.wait()
+        results[number] = calls[number]()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_ids_that_several_pull_at_once_get_one_row() -> None:
+    core, rounds, count = a_core(), 40, 4_000
+    for number in range(rounds):
+        ids = np.arange(number * count, (number + 1) * count, dtype=np.uint64)
+
+        def pull(ids: Any = ids) -> Any:
+            out = np.empty((count, DIM), np.float32)
+            inserted = core.pull(ids, out, 1.0, True)
+            assert (out == 2).all()
+            return inserted
+
+        inserted = np.concatenate(at_once(pull, pull, pull))
+        assert sorted(inserted) == list(ids)
+    assert core.rows == rounds * count
+    assert core.check() == []
+
+
+@pytest.mark.parametrize("kind", ["upsert", "push"])
+def test_writers_that_let_readers_in_find_the_room_they_need(kind: str) -> None:
+    count = 60_000
+    shares = [np.arange(first, 3 * count, 3, dtype=np.uint64) for first in range(3)]
+    values = np.ones((count, DIM), np.float32)
+    for _ in range(3):
+        core = a_core()
+        if kind == "push":
+            for ids in shares:
+                core.upsert(ids, values, 1.0)
+            core.seal_flip()
+            core.seal_read(core.seal_fids())
+            core.seal_end()
+        write = core.upsert if kind == "upsert" else core.push
+        is_over = threading.Event()
+
+        def read(core: TableCore = core, is_over: threading.Event = is_over) -> None:
+            ids, out = shares[0][:200].copy(), np.empty((200, DIM), np.float32)
+            while not is_over.is_set():
+                core.lookup(ids, out)
+
+        readers = [threading.Thread(target=read) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        at_once(*(partial(write, ids, values, 2.0) for ids in shares))
+        is_over.set()
+        for reader in readers:
+            reader.join()
+        assert core.touched() == 3 * count
+        assert core.memory()["touched"] >= 8 * core.touched()
+        assert core.check() == []
