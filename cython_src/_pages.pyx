@@ -40,7 +40,7 @@ cdef enum:
     # A small table should cost no more than its rows: its first regions have small pages.
     SMALL_REGIONS = 4
     # Free pieces that keep their memory: as many, or this share of all.
-    SPARE_MIN = 2
+    SPARE_MIN = 8
     SPARE_SHARE = 256
 
 
@@ -191,4 +191,6 @@ cdef status_t region_map(Pages* pages) noexcept nogil:
         # The lowest on top.
         pages.free[pages.free_count] = base + (REGION_PIECES - 1 - i) * PIECE_BYTES
         pages.free_count += 1
+    # Nobody was given any yet: to give these back would only break a huge page up.
+    pages.dry_count = pages.free_count
     return STATUS_OK

@@ -127,3 +127,17 @@ def test_most_of_what_is_free_costs_no_memory() -> None:
         pool.take()
         pool.check()
     assert pool.door.counts() == (64, 0)
+
+
+def test_pieces_of_a_new_region_are_not_spare() -> None:
+    # Else each piece given back would break a huge page of the newest region up.
+    pool = Pool()
+    for _ in range(200):
+        pool.take()
+    piece, *_ = sorted(pool.pieces)
+    pool.give(piece)
+    pool.take_part(2)
+    assert pool.door.spare_bytes() == 0
+    pool.take()
+    total, dry = pool.door.counts()
+    assert dry == len(pool.door.free()) == total - len(pool.pieces) - 1
