@@ -10,7 +10,7 @@ CYTHON := $(wildcard cython_src/*.pyx cython_src/*.pxd cython_src/*.h)
 STUBBED := $(patsubst monolith_kv/%.pyi,monolith_kv.%,$(wildcard monolith_kv/*.pyi))
 TYPE_VIEW := build/type_view
 
-.PHONY: build test demo check bench compare instructions docs format clean
+.PHONY: build test crash powercut demo check bench compare instructions docs format clean
 .DELETE_ON_ERROR:
 
 build: $(STAMPS)/built
@@ -18,6 +18,15 @@ build: $(STAMPS)/built
 # --durations tells what to look at first when this becomes slow: it has ten minutes.
 test: build
 	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+
+# Hours of trying to lose what was promised, and a table of what came of it. CRASH_ARGS=--small:
+# minutes; CRASH_ARGS="states faults": some parts.
+crash: build
+	PYTHONPATH=tests $(BIN)/python -m crash $(CRASH_ARGS)
+
+# Needs user-mode-linux and says what else.
+powercut: build
+	PYTHONPATH=tests $(BIN)/python -m crash power
 
 demo: build
 	$(BIN)/python -m monolith_kv_tools.demo $(DEMO_ARGS)
