@@ -1,4 +1,4 @@
-"""Pull: read a shard's rows and let new ids in through the gate.
+"""Pull: read rows and let new ids in through the gate.
 
 A sighting of an id that has no row counts at the gate, once a call. What was counted is also kept
 as a list, so that a seal can make it durable without writing the sketch: see shard_see.
@@ -6,14 +6,14 @@ as a list, so that a seal can make it durable without writing the sketch: see sh
 
 from libc.stdint cimport uint8_t
 
-from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
 from monolith_kv._shard cimport Shard
-from monolith_kv._types cimport status_t, unix_s_t
+from monolith_kv._types cimport fid_t, status_t, unix_s_t
 
 # Fids that were inserted are appended to `inserted`. STATUS_FULL: not may_insert, and one passed.
 cdef status_t shards_pull(
-    Shard* shards, const Batch* batch, float* out, unix_s_t now, bint may_insert, Buffer* inserted
+    Shard* shards, const fid_t* fids, size_t count, float* out, unix_s_t now, bint may_insert,
+    Buffer* inserted
 ) noexcept nogil
 # Replay runs of sightings; is_pending: they also belong to the next seal.
 cdef status_t shard_see(

@@ -5,7 +5,14 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from monolith_kv._arena cimport arena_embedding
-from monolith_kv._batch cimport Batch, Unique, unique_create, unique_destroy
+from monolith_kv._batch cimport (
+    Batch,
+    Unique,
+    batch_create,
+    batch_destroy,
+    unique_create,
+    unique_destroy,
+)
 from monolith_kv._buffer cimport (
     Buffer,
     buffer_append_u64,
@@ -18,7 +25,7 @@ from monolith_kv._codec cimport load_le64
 from monolith_kv._cuckoo cimport cuckoo_find_one
 from monolith_kv._hashing cimport SHARDS, hash_fid
 from monolith_kv._lock cimport lock_alone, lock_leave
-from monolith_kv._read cimport shared_copy
+from monolith_kv._read cimport shards_lookup
 from monolith_kv._row cimport row_clamp_time
 from monolith_kv._shard cimport (
     ALL_SHARDS,
@@ -27,7 +34,7 @@ from monolith_kv._shard cimport (
     fid_slot,
     locked_new_row,
     locked_reserve,
-    shard_enter,
+    shard_enter_alone,
 )
 from monolith_kv._sketch cimport sketch_prefetch, sketch_see
 from monolith_kv._types cimport (
@@ -44,6 +51,14 @@ from monolith_kv._types cimport (
 
 cdef enum:
     SEE_AHEAD = 8      # ids whose cells of the sketch are asked for ahead of need
+
+cdef struct Absent:
+    # Ids of one pull that have no row.
+    const uint64_t* positions      # of each in the call
+    float* out
+    unix_s_t now
+    Unique unique                  # firsts and entries count in `positions`
+    Batch batch                    # of the distinct ones
 
 
 cdef inline uint32_t policy_threshold(const Policy* policy, fid_t fid) noexcept nogil:
@@ -86,96 +101,115 @@ cdef status_t locked_admit(
     return STATUS_OK
 
 
-cdef status_t locked_pull_absent(
-    Shard* shard, const Batch* batch, const Buffer* absent, float* out, unix_s_t now,
-    bint may_insert, Buffer* inserted
+cdef status_t locked_let_in(
+    Shard* shard, const Absent* absent, size_t number, bint may_insert, Buffer* inserted
 ) noexcept nogil:
-    """Count each distinct absent id once, insert those that pass and copy their rows out."""
-    cdef const uint64_t* positions = <const uint64_t*>absent.data
-    cdef size_t count = absent.count // sizeof(uint64_t)
-    cdef size_t dim = shard.policy.dim
+    """Count each absent id of a shard once, insert those that pass and copy their rows out."""
+    cdef const Batch* batch = &absent.batch
+    cdef size_t end = batch.starts[number + 1]
     cdef size_t i
-    cdef uint64_t hashed
+    cdef uint32_t entry
     cdef bint is_admitted
     cdef row_t* cell
-    cdef Unique unique
-    cdef status_t status = STATUS_OK
-    cdef fid_t* fids = <fid_t*>malloc(count * sizeof(fid_t))
-    if fids == NULL:
-        return STATUS_OUT_OF_MEMORY
-    for i in range(count):
-        fids[i] = batch.fids[positions[i]]
-    if unique_create(&unique, fids, count) != STATUS_OK:
-        free(fids)
-        return STATUS_OUT_OF_MEMORY
-    status = buffer_reserve(inserted, unique.count * sizeof(fid_t))
+    cdef status_t status = locked_reserve(shard, end - batch.starts[number])
     shard.sightings_run = shard.sightings.count
-    for i in range(unique.count):
-        hashed = batch.hashes[positions[unique.firsts[i]]]
-        if i + SEE_AHEAD < unique.count and shard.policy.is_gated:
-            sketch_prefetch(
-                &shard.sketch, batch.hashes[positions[unique.firsts[i + SEE_AHEAD]]])
+    for i in range(batch.starts[number], end):
+        entry = batch.order[i]
+        if i + SEE_AHEAD < end and shard.policy.is_gated:
+            sketch_prefetch(&shard.sketch, batch.hashes[batch.order[i + SEE_AHEAD]])
+        if status != STATUS_OK:
+            break
         # Others may have inserted it since it was found absent.
-        if status != STATUS_OK or cuckoo_find_one(
-                &shard.index, unique.fids[i], hashed) != NULL:
-            continue
-        status = locked_admit(shard, unique.fids[i], hashed, now, &is_admitted)
-        if status != STATUS_OK or not is_admitted:
-            continue
-        if not may_insert:
-            status = STATUS_FULL
-            continue
-        status = locked_new_row(shard, unique.fids[i], hashed, NULL, row_clamp_time(now))
-        if status == STATUS_OK:
-            buffer_append_u64(inserted, unique.fids[i])
+        cell = cuckoo_find_one(&shard.index, batch.fids[entry], batch.hashes[entry])
+        if cell == NULL:
+            status = locked_admit(
+                shard, batch.fids[entry], batch.hashes[entry], absent.now, &is_admitted)
+            if status != STATUS_OK or not is_admitted:
+                continue
+            if not may_insert:
+                return STATUS_FULL
+            status = locked_new_row(
+                shard, batch.fids[entry], batch.hashes[entry], NULL, row_clamp_time(absent.now))
+            if status != STATUS_OK:
+                continue
+            buffer_append_u64(inserted, batch.fids[entry])
+            cell = cuckoo_find_one(&shard.index, batch.fids[entry], batch.hashes[entry])
+        memcpy(
+            absent.out + absent.positions[absent.unique.firsts[entry]] * shard.policy.dim,
+            arena_embedding(&shard.arena, cell[0]), shard.policy.dim * sizeof(float))
+    return status
+
+
+cdef status_t shards_let_in(
+    Shard* shards, Absent* absent, bint may_insert, Buffer* inserted
+) noexcept nogil:
+    """The distinct absent ids, a shard at a time: those that are free first."""
+    cdef uint32_t left = ALL_SHARDS
+    cdef size_t number
+    cdef bint is_patient
+    cdef status_t status = buffer_reserve(inserted, absent.unique.count * sizeof(fid_t))
+    if status != STATUS_OK:
+        return status
+    for is_patient in range(2):
+        for number in range(SHARDS):
+            if absent.batch.starts[number] == absent.batch.starts[number + 1]:
+                continue
+            if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
+                left ^= <uint32_t>1 << number
+                status |= locked_let_in(&shards[number], absent, number, may_insert, inserted)
+                lock_leave(&shards[number].lock)
+    return status
+
+
+cdef status_t shards_pull_absent(
+    Shard* shards, const fid_t* fids, const Buffer* positions, float* out, unix_s_t now,
+    bint may_insert, Buffer* inserted
+) noexcept nogil:
+    cdef size_t count = positions.count // sizeof(uint64_t)
+    cdef size_t dim = shards[0].policy.dim
+    cdef size_t i
+    cdef uint32_t first
+    cdef Absent absent
+    cdef status_t status
+    cdef fid_t* wanted = <fid_t*>malloc(count * sizeof(fid_t))
+    if wanted == NULL:
+        return STATUS_OUT_OF_MEMORY
+    absent.positions = <const uint64_t*>positions.data
+    absent.out = out
+    absent.now = now
     for i in range(count):
-        cell = cuckoo_find_one(&shard.index, fids[i], batch.hashes[positions[i]])
-        if cell != NULL:
-            memcpy(
-                out + positions[i] * dim, arena_embedding(&shard.arena, cell[0]),
-                dim * sizeof(float))
-    unique_destroy(&unique)
-    free(fids)
+        wanted[i] = fids[absent.positions[i]]
+    status = unique_create(&absent.unique, wanted, count)
+    if status == STATUS_OK:
+        status = batch_create(&absent.batch, absent.unique.fids, absent.unique.count)
+        if status == STATUS_OK:
+            status = shards_let_in(shards, &absent, may_insert, inserted)
+            for i in range(count):
+                first = absent.unique.firsts[absent.unique.entries[i]]
+                if first != i:
+                    memcpy(
+                        out + absent.positions[i] * dim, out + absent.positions[first] * dim,
+                        dim * sizeof(float))
+            batch_destroy(&absent.batch)
+        unique_destroy(&absent.unique)
+    free(wanted)
     return status
 
 
 cdef status_t shards_pull(
-    Shard* shards, const Batch* batch, float* out, unix_s_t now, bint may_insert, Buffer* inserted
+    Shard* shards, const fid_t* fids, size_t count, float* out, unix_s_t now, bint may_insert,
+    Buffer* inserted
 ) noexcept nogil:
     """Read as a lookup does; only a shard that misses ids is locked alone."""
-    cdef uint32_t left = ALL_SHARDS
-    cdef size_t number
-    cdef bint is_patient
     cdef Buffer absent, cold
-    cdef status_t status = STATUS_OK
+    cdef status_t status
     buffer_init(&absent)
     buffer_init(&cold)
-    for is_patient in range(2):
-        for number in range(SHARDS):
-            if left >> number & 1 and shard_enter(&shards[number], is_patient):
-                left ^= <uint32_t>1 << number
-                absent.count = 0
-                status |= shared_copy(
-                    &shards[number], batch, number, out, NULL, &cold, &absent)
-                lock_leave(&shards[number].lock)
-                if absent.count and status & STATUS_OUT_OF_MEMORY == 0:
-                    status |= shard_pull_absent(
-                        &shards[number], batch, &absent, out, now, may_insert, inserted)
+    status = shards_lookup(shards, fids, count, out, NULL, &cold, &absent)
+    if absent.count and status == STATUS_OK:
+        status = shards_pull_absent(shards, fids, &absent, out, now, may_insert, inserted)
     buffer_free(&absent)
     buffer_free(&cold)
-    return status
-
-
-cdef status_t shard_pull_absent(
-    Shard* shard, const Batch* batch, const Buffer* absent, float* out, unix_s_t now,
-    bint may_insert, Buffer* inserted
-) noexcept nogil:
-    cdef status_t status
-    lock_alone(&shard.lock)
-    status = locked_reserve(shard, absent.count // sizeof(uint64_t))
-    if status == STATUS_OK:
-        status = locked_pull_absent(shard, batch, absent, out, now, may_insert, inserted)
-    lock_leave(&shard.lock)
     return status
 
 

@@ -56,3 +56,11 @@ cdef inline void buffer_append_u32(Buffer* buffer, uint32_t value) noexcept nogi
 
 cdef inline void buffer_append_u64(Buffer* buffer, uint64_t value) noexcept nogil:
     (<uint64_t*>buffer_extend(buffer, sizeof(uint64_t)))[0] = value
+
+
+cdef inline status_t buffer_note_u64(Buffer* buffer, uint64_t value) noexcept nogil:
+    """Append where nobody has reserved."""
+    if buffer_reserve(buffer, sizeof(uint64_t)) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    buffer_append_u64(buffer, value)
+    return STATUS_OK

@@ -13,7 +13,7 @@ from monolith_kv._arena cimport arena_header, arena_embedding, arena_size_bytes
 from monolith_kv._batch cimport Batch, batch_create
 from monolith_kv._buffer cimport Buffer, buffer_free
 from monolith_kv._codec cimport record_size_bytes
-from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, Segment, bucket_tag, cuckoo_find_one
+from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, Segment, bucket_has, cuckoo_find_one
 from monolith_kv._digest cimport RowDigest, digest_add, digest_row
 from monolith_kv._hashing cimport SHARDS, SHARD_BITS, hash_fid, hash_mix, hash_shard
 from monolith_kv._lock cimport (
@@ -409,7 +409,7 @@ cdef check_shard(const Shard* shard, size_t number, list problems):
         for i in range(segment.buckets_count):
             bucket = &segment.buckets[i]
             for cell in range(BUCKET_CELLS):
-                if bucket_tag(bucket, cell) == 0:
+                if not bucket_has(bucket, cell):
                     continue
                 rows += 1
                 hashed = hash_fid(bucket.fids[cell])

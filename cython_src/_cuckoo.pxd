@@ -1,8 +1,8 @@
 """fid -> row number: an extendible directory of small cuckoo tables (segments).
 
 A bucket is one cache line of five cells; a fid lives in one of two buckets (Pagh and Rodler 2004,
-with buckets as in Dietzfelbinger and Weidling 2007). A 6-bit tag a cell says which are worth
-comparing; tag 0 is an empty cell. Each segment owns a range of hashes and grows by itself, by a
+with buckets as in Dietzfelbinger and Weidling 2007). All five are compared without a branch: which
+cell it is, is a coin that no predictor can guess. Each segment owns a range of hashes and grows by itself, by a
 part of its size and up to SEGMENT_ROWS_MAX, then splits in two (Fagin et al. 1979): so no caller
 ever waits for more than one segment to be rebuilt. All but small segments are parts of pieces of
 the table's memory (see _pages.pxd). Guarded by shard.lock.
@@ -17,8 +17,6 @@ from monolith_kv._types cimport fid_t, row_t, status_t
 cdef enum:
     BUCKET_CELLS = 5
     FIND_GROUP = 256           # fids whose cache misses are in flight together
-    TAG_ONES = 0x1041041       # the lowest bit of each of the five tags
-    TAG_HIGHS = 0x20820820     # the highest
 
 cdef extern from *:
     int __builtin_ctz(unsigned int value) noexcept nogil
@@ -26,7 +24,7 @@ cdef extern from *:
 cdef struct Bucket:
     fid_t fids[BUCKET_CELLS]
     row_t rows[BUCKET_CELLS]
-    uint32_t tags           # cell i: bits 6i..6i+5
+    uint32_t used           # bit i: cell i holds a fid; others may still show one that was erased
 
 cdef struct Segment:
     Bucket* buckets
@@ -45,8 +43,10 @@ cdef struct Cuckoo:
 
 cdef status_t cuckoo_create(Cuckoo* index, Pages* pages, uint64_t seed) noexcept nogil
 cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil
+# The index of a fid lies `stride` bytes behind `first` times the number of its shard.
 cdef void cuckoo_find(
-    const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
+    const Cuckoo* first, size_t stride, const fid_t* fids, const uint64_t* hashes, size_t count,
+    row_t** cells
 ) noexcept nogil
 cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
 cdef status_t cuckoo_insert(
@@ -65,20 +65,17 @@ cdef inline Segment* cuckoo_segment(const Cuckoo* index, uint64_t hashed) noexce
     return index.directory[cuckoo_place(index, hashed)]
 
 
-cdef inline uint32_t bucket_tag(const Bucket* bucket, uint32_t cell) noexcept nogil:
-    return (bucket.tags >> (6 * cell)) & 63
+cdef inline bint bucket_has(const Bucket* bucket, uint32_t cell) noexcept nogil:
+    return bucket.used >> cell & 1
 
 
-cdef inline int bucket_find(const Bucket* bucket, fid_t fid, uint32_t tag) noexcept nogil:
+cdef inline int bucket_find(const Bucket* bucket, fid_t fid) noexcept nogil:
     """The cell that holds `fid`, or -1."""
-    cdef uint32_t differing = bucket.tags ^ (tag * <uint32_t>TAG_ONES)
-    # A zero tag shows as its high bit. A borrow may show one too many, so tags are compared
-    # again: an empty cell may still hold a fid that was erased.
-    cdef uint32_t equal = (differing - <uint32_t>TAG_ONES) & ~differing & <uint32_t>TAG_HIGHS
-    cdef uint32_t cell
-    while equal:
-        cell = <uint32_t>__builtin_ctz(equal) // 6
-        if bucket.fids[cell] == fid and bucket_tag(bucket, cell) == tag:
-            return <int>cell
-        equal &= equal - 1
-    return -1
+    cdef uint32_t equal = (
+        <uint32_t>(bucket.fids[0] == fid)
+        | <uint32_t>(bucket.fids[1] == fid) << 1
+        | <uint32_t>(bucket.fids[2] == fid) << 2
+        | <uint32_t>(bucket.fids[3] == fid) << 3
+        | <uint32_t>(bucket.fids[4] == fid) << 4
+    ) & bucket.used
+    return <int>__builtin_ctz(equal) if equal else -1

@@ -10,7 +10,7 @@ from monolith_kv._hashing cimport (
     hash_bucket_second,
     hash_fid,
     hash_mix,
-    hash_tag,
+    hash_shard,
 )
 from monolith_kv._pages cimport (
     PARTS_MAX,
@@ -69,19 +69,26 @@ cdef double LOAD_REBUILT = 0.86
 
 cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil:
     cdef Segment* segment = cuckoo_segment(index, hashed)
-    cdef uint32_t tag = hash_tag(hashed)
     cdef Bucket* bucket = segment.buckets + hash_bucket_first(
         hashed, segment.multiplier, segment.buckets_count)
-    cdef int cell = bucket_find(bucket, fid, tag)
+    cdef int cell = bucket_find(bucket, fid)
     if cell < 0:
         bucket = segment.buckets + hash_bucket_second(
             hashed, segment.multiplier, segment.buckets_count)
-        cell = bucket_find(bucket, fid, tag)
+        cell = bucket_find(bucket, fid)
     return &bucket.rows[cell] if cell >= 0 else NULL
 
 
+cdef inline Segment* find_segment(
+    const Cuckoo* first, size_t stride, uint64_t hashed
+) noexcept nogil:
+    return cuckoo_segment(
+        <const Cuckoo*>(<const char*>first + stride * hash_shard(hashed)), hashed)
+
+
 cdef void cuckoo_find(
-    const Cuckoo* index, const fid_t* fids, const uint64_t* hashes, size_t count, row_t** cells
+    const Cuckoo* first, size_t stride, const fid_t* fids, const uint64_t* hashes, size_t count,
+    row_t** cells
 ) noexcept nogil:
     """Find at most FIND_GROUP fids; cells[i] points to the row number of fids[i], or is NULL."""
     cdef Bucket* buckets[FIND_GROUP]
@@ -91,17 +98,17 @@ cdef void cuckoo_find(
     cdef int cell
     cdef Segment* segment
     for i in range(count):
-        segment = cuckoo_segment(index, hashes[i])
+        segment = find_segment(first, stride, hashes[i])
         buckets[i] = segment.buckets + hash_bucket_first(
             hashes[i], segment.multiplier, segment.buckets_count)
         MKV_PREFETCH(buckets[i])
     for i in range(count):
-        cell = bucket_find(buckets[i], fids[i], hash_tag(hashes[i]))
+        cell = bucket_find(buckets[i], fids[i])
         if cell >= 0:
             cells[i] = &buckets[i].rows[cell]
             continue
         cells[i] = NULL
-        segment = cuckoo_segment(index, hashes[i])
+        segment = find_segment(first, stride, hashes[i])
         buckets[i] = segment.buckets + hash_bucket_second(
             hashes[i], segment.multiplier, segment.buckets_count)
         MKV_PREFETCH(buckets[i])
@@ -109,7 +116,7 @@ cdef void cuckoo_find(
         misses += 1
     for k in range(misses):
         i = missed[k]
-        cell = bucket_find(buckets[i], fids[i], hash_tag(hashes[i]))
+        cell = bucket_find(buckets[i], fids[i])
         if cell >= 0:
             cells[i] = &buckets[i].rows[cell]
 
@@ -132,35 +139,29 @@ cdef status_t cuckoo_insert(
 
 cdef void cuckoo_erase(Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil:
     cdef Segment* segment = cuckoo_segment(index, hashed)
-    cdef uint32_t tag = hash_tag(hashed)
     cdef Bucket* bucket = segment.buckets + hash_bucket_first(
         hashed, segment.multiplier, segment.buckets_count)
-    cdef int cell = bucket_find(bucket, fid, tag)
+    cdef int cell = bucket_find(bucket, fid)
     if cell < 0:
         bucket = segment.buckets + hash_bucket_second(
             hashed, segment.multiplier, segment.buckets_count)
-        cell = bucket_find(bucket, fid, tag)
+        cell = bucket_find(bucket, fid)
     if cell >= 0:
-        bucket.tags &= ~(<uint32_t>63 << (6 * cell))
+        bucket.used &= ~(<uint32_t>1 << cell)
         segment.used -= 1
         index.rows -= 1
 
 
 cdef inline int bucket_room(const Bucket* bucket) noexcept nogil:
     """An empty cell, or -1."""
-    # The high bit of a tag in `full` is set unless the tag is zero.
-    cdef uint32_t highs = <uint32_t>TAG_HIGHS
-    cdef uint32_t full = ((bucket.tags & ~highs) + (highs - <uint32_t>TAG_ONES)) | bucket.tags
-    full = ~full & highs
-    return <int>(<uint32_t>__builtin_ctz(full) // 6) if full else -1
+    cdef uint32_t room = ~bucket.used & ((<uint32_t>1 << BUCKET_CELLS) - 1)
+    return <int>__builtin_ctz(room) if room else -1
 
 
-cdef inline void bucket_put(
-    Bucket* bucket, int cell, fid_t fid, uint32_t tag, row_t row
-) noexcept nogil:
+cdef inline void bucket_put(Bucket* bucket, int cell, fid_t fid, row_t row) noexcept nogil:
     bucket.fids[cell] = fid
     bucket.rows[cell] = row
-    bucket.tags = (bucket.tags & ~(<uint32_t>63 << (6 * cell))) | (tag << (6 * cell))
+    bucket.used |= <uint32_t>1 << cell
 
 
 cdef bint segment_place(
@@ -181,7 +182,7 @@ cdef bint segment_place(
         room = path_clear(segment, first, second, &target)
     if room < 0:
         return False
-    bucket_put(&segment.buckets[target], room, fid, hash_tag(hashed), row)
+    bucket_put(&segment.buckets[target], room, fid, row)
     segment.used += 1
     return True
 
@@ -243,7 +244,7 @@ cdef int path_free(
         cell = <int>nodes[node].cell
         bucket_put(
             &segment.buckets[nodes[node].bucket], room,
-            source.fids[cell], bucket_tag(source, cell), source.rows[cell])
+            source.fids[cell], source.rows[cell])
         # Whoever comes next, the newcomer at last, is put over what is left behind here.
         room = cell
         node = nodes[node].parent
@@ -349,7 +350,7 @@ cdef status_t segment_fill(
         for i in range(source.buckets_count):
             bucket = &source.buckets[i]
             for cell in range(BUCKET_CELLS):
-                if bucket_tag(bucket, cell) == 0 or not placed:
+                if not bucket_has(bucket, cell) or not placed:
                     continue
                 hashed = hash_fid(bucket.fids[cell])
                 if half >= 0 and <int>(((hashed << SHARD_BITS) << source.depth) >> 63) != half:

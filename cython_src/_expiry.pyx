@@ -19,7 +19,7 @@ from monolith_kv._cuckoo cimport (
     BUCKET_CELLS,
     Bucket,
     Segment,
-    bucket_tag,
+    bucket_has,
     cuckoo_find_one,
     cuckoo_segment,
     cuckoo_shrink,
@@ -52,7 +52,7 @@ cdef status_t shard_expired(
     for i in range(segment.buckets_count if status == STATUS_OK else 0):
         bucket = &segment.buckets[i]
         for cell in range(BUCKET_CELLS):
-            if bucket_tag(bucket, cell) == 0:
+            if not bucket_has(bucket, cell):
                 continue
             row = bucket.rows[cell]
             if row_is_cold(row):
@@ -124,7 +124,7 @@ cdef status_t shard_shrink(
     for i in range(segment.buckets_count):
         bucket = &segment.buckets[i]
         for cell in range(BUCKET_CELLS):
-            if (bucket_tag(bucket, cell) and not row_is_cold(bucket.rows[cell])
+            if (bucket_has(bucket, cell) and not row_is_cold(bucket.rows[cell])
                     and arena_slab(&shard.arena, bucket.rows[cell]).closed):
                 status |= locked_move(shard, &bucket.rows[cell])
     cuckoo_shrink(&shard.index, position)

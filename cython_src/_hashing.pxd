@@ -1,4 +1,4 @@
-"""Mix a fid; derive its shard, its two buckets and its tag. All inline.
+"""Mix a fid; derive its shard and its two buckets. All inline.
 
 One mix serves everything. It is a bijection, so distinct fids have distinct hashes, and it is the
 same in every store, so that the admission sketches of several stores can be added up. What an
@@ -49,8 +49,3 @@ cdef inline uint32_t hash_bucket_second(
 ) noexcept nogil:
     # Halves swapped: the low bits, which the first bucket hardly depends on, decide here.
     return hash_range(((hashed << 32) | (hashed >> 32)) * multiplier, buckets)
-
-
-cdef inline uint32_t hash_tag(uint64_t hashed) noexcept nogil:
-    """1..63; 0 marks an empty cell."""
-    return <uint32_t>(((hashed & 0xFFFF) * 63) >> 16) + 1

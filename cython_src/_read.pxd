@@ -1,26 +1,44 @@
-"""Read a shard's rows for a batch. Nothing but heat and counters changes: readers share the lock.
+"""Read rows of all shards, in the order in which their ids are asked for.
 
-`number` is the shard's in the batch; out and found are by position in the batch; positions of rows
-that lie in overflow are appended to `cold` (u64 each).
+All shards are shared for a step at a time: rows go to `out` one behind the other, which the caches
+like, and whoever changes rows is let in between two steps. Positions of rows that lie in overflow
+are appended to `cold` (u64 each), for the caller to read them there.
 """
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
+from monolith_kv._cuckoo cimport FIND_GROUP
+from monolith_kv._hashing cimport hash_shard
 from monolith_kv._shard cimport Shard
-from monolith_kv._types cimport status_t
+from monolith_kv._types cimport fid_t, row_t, status_t
 
+cdef struct Found:
+    # At most FIND_GROUP ids in a row, of any shard, whose cache misses are in flight together.
+    size_t start               # of the first, in the caller's array
+    size_t count
+    uint64_t hashes[FIND_GROUP]
+    row_t* cells[FIND_GROUP]
+
+# Positions of absent ids are appended to `absent`, flags go to `found`, where they are given.
 cdef status_t shards_lookup(
-    Shard* shards, const Batch* batch, float* out, uint8_t* found, Buffer* cold) noexcept nogil
-cdef void shard_contains(
-    Shard* shard, const Batch* batch, size_t number, uint8_t* found) noexcept nogil
-cdef status_t shard_state(
-    Shard* shard, const Batch* batch, size_t number, float* out, Buffer* cold) noexcept nogil
-cdef status_t shard_timestamps(
-    Shard* shard, const Batch* batch, size_t number, int64_t* out, Buffer* cold) noexcept nogil
-# Positions of absent ids are appended to `absent`, where it is given (u64 each).
-cdef status_t shared_copy(
-    Shard* shard, const Batch* batch, size_t number, float* out, uint8_t* found, Buffer* cold,
+    Shard* shards, const fid_t* fids, size_t count, float* out, uint8_t* found, Buffer* cold,
     Buffer* absent
 ) noexcept nogil
+cdef void shards_contain(
+    Shard* shards, const fid_t* fids, size_t count, uint8_t* found) noexcept nogil
+cdef status_t shards_state(
+    Shard* shards, const fid_t* fids, size_t count, float* out, Buffer* cold) noexcept nogil
+cdef status_t shards_timestamps(
+    Shard* shards, const fid_t* fids, size_t count, int64_t* out, Buffer* cold) noexcept nogil
+
+# --- for other ways to read
+cdef void shards_share(Shard* shards) noexcept nogil
+cdef void shards_leave(Shard* shards) noexcept nogil
+cdef void shared_find(
+    Shard* shards, const fid_t* fids, size_t start, size_t stop, Found* group) noexcept nogil
+cdef void shared_ask(Shard* shards, const Found* group, const float** rows) noexcept nogil
+
+
+cdef inline Shard* found_shard(Shard* shards, const Found* group, size_t i) noexcept nogil:
+    return &shards[hash_shard(group.hashes[i])]

@@ -11,9 +11,9 @@ taken out of the sum at the first (ROW_UNSUMMED), the new one is put in when a s
 somebody asks. Such a row is always among those touched since the last seal, or in a seal's way.
 
 Functions shard_* of the modules above this one lock the shard; functions whose name begins with
-`locked_` are called with the lock held alone, those with `shared_` with it held at least shared. A
-call goes through the shards that are free first, then waits for the others (shard_enter). Cold rows
-are never changed: whoever changes ids promotes their rows before.
+`locked_` are called with the lock held alone, those with `shared_` with all shards' held at least
+shared. A change goes through the shards that are free first, then waits for the others
+(shard_enter_alone). Cold rows are never changed: whoever changes ids promotes their rows before.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
@@ -25,7 +25,7 @@ from monolith_kv._cuckoo cimport Cuckoo, FIND_GROUP
 from monolith_kv._digest cimport RowDigest
 from monolith_kv._hashing cimport SHARDS
 from monolith_kv._initializers cimport Initializer
-from monolith_kv._lock cimport Lock, lock_alone, lock_shared, lock_try_alone, lock_try_shared
+from monolith_kv._lock cimport Lock, lock_alone, lock_try_alone
 from monolith_kv._optimizers cimport OptimizerParameters, SliceSpan, optimizer_kernel_t
 from monolith_kv._pages cimport Pages
 from monolith_kv._row cimport ROW_HEAT_MAX, ROW_HEAT_SHIFT
@@ -133,15 +133,8 @@ cdef status_t locked_new_row(
 cdef void locked_remove(Shard* shard, fid_t fid, uint64_t hashed, row_t row) noexcept nogil
 
 
-cdef inline bint shard_enter(Shard* shard, bint is_patient) noexcept nogil:
-    """Lock a shard to read from it; False: somebody changes it, and who calls will not wait."""
-    if not is_patient:
-        return lock_try_shared(&shard.lock)
-    lock_shared(&shard.lock)
-    return True
-
-
 cdef inline bint shard_enter_alone(Shard* shard, bint is_patient) noexcept nogil:
+    """Lock a shard to change it; False: it is not free, and who calls will not wait."""
     if not is_patient:
         return lock_try_alone(&shard.lock)
     lock_alone(&shard.lock)

@@ -150,7 +150,7 @@ cdef void locked_sum_listed(Shard* shard, const Buffer* listed) noexcept nogil:
         for i in range(group.count):
             group.fids[i] = fids[i]
             group.hashes[i] = hash_fid(fids[i])
-        cuckoo_find(&shard.index, group.fids, group.hashes, group.count, group.cells)
+        cuckoo_find(&shard.index, 0, group.fids, group.hashes, group.count, group.cells)
         group_prefetch(shard, &group, True, False, True)
         for i in range(group.count):
             if group.cells[i] != NULL and not row_is_cold(group.cells[i][0]):
@@ -212,7 +212,7 @@ cdef void group_fill(
     for i in range(group.count):
         group.fids[i] = batch.fids[group.positions[i]]
         group.hashes[i] = batch.hashes[group.positions[i]]
-    cuckoo_find(&shard.index, group.fids, group.hashes, group.count, group.cells)
+    cuckoo_find(&shard.index, 0, group.fids, group.hashes, group.count, group.cells)
 
 
 cdef void group_prefetch(

@@ -34,7 +34,12 @@ from monolith_kv._finite cimport floats_finite
 from monolith_kv._hashing cimport SHARDS
 from monolith_kv._lock cimport lock_alone, lock_leave
 from monolith_kv._pooling cimport pool_bags
-from monolith_kv._read cimport shard_contains, shards_lookup, shard_state, shard_timestamps
+from monolith_kv._read cimport (
+    shards_contain,
+    shards_lookup,
+    shards_state,
+    shards_timestamps,
+)
 from monolith_kv._shard cimport Shard
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
 from monolith_kv._types cimport STATUS_NOT_NUMBERS, STATUS_OK, fid_t, status_t, unix_s_t
@@ -63,22 +68,18 @@ cdef class TableCore(Views):
     # --- reads -------------------------------------------------------------------------------
 
     def lookup(self, const uint64_t[::1] ids, float[:, ::1] out, uint8_t[::1] found=None):
-        cdef Batch batch
         cdef Buffer cold
         cdef const fid_t* fids = fids_of(ids)
         cdef size_t count = ids.shape[0]
         cdef status_t status
         cdef uint8_t* flags = NULL
-        if ids.shape[0] == 0:
+        if count == 0:
             return None
         if found is not None:
             flags = &found[0]
         buffer_init(&cold)
         with nogil:
-            status = batch_create(&batch, fids, count)
-            if status == STATUS_OK:
-                status = shards_lookup(self.shards, &batch, &out[0, 0], flags, &cold)
-                batch_destroy(&batch)
+            status = shards_lookup(self.shards, fids, count, &out[0, 0], flags, &cold, NULL)
         raise_status(status)
         return cold_positions(&cold)
 
@@ -103,45 +104,36 @@ cdef class TableCore(Views):
         return cold_positions(&cold)
 
     def contains(self, const uint64_t[::1] ids, uint8_t[::1] out):
-        cdef Batch batch
-        cdef size_t shard
-        if ids.shape[0] == 0:
+        cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
+        if count == 0:
             return
-        batch_of(&batch, ids)
         with nogil:
-            for shard in range(SHARDS):
-                shard_contains(&self.shards[shard], &batch, shard, &out[0])
-            batch_destroy(&batch)
+            shards_contain(self.shards, fids, count, &out[0])
 
     def state(self, const uint64_t[::1] ids, float[:, ::1] out):
-        cdef Batch batch
         cdef Buffer cold
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        if ids.shape[0] == 0 or out.shape[1] == 0:
+        cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
+        cdef status_t status
+        if count == 0 or out.shape[1] == 0:
             return None
-        batch_of(&batch, ids)
         buffer_init(&cold)
         with nogil:
-            for shard in range(SHARDS):
-                status |= shard_state(&self.shards[shard], &batch, shard, &out[0, 0], &cold)
-            batch_destroy(&batch)
+            status = shards_state(self.shards, fids, count, &out[0, 0], &cold)
         raise_status(status)
         return cold_positions(&cold)
 
     def timestamps(self, const uint64_t[::1] ids, int64_t[::1] out):
-        cdef Batch batch
         cdef Buffer cold
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        if ids.shape[0] == 0:
+        cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
+        cdef status_t status
+        if count == 0:
             return None
-        batch_of(&batch, ids)
         buffer_init(&cold)
         with nogil:
-            for shard in range(SHARDS):
-                status |= shard_timestamps(&self.shards[shard], &batch, shard, &out[0], &cold)
-            batch_destroy(&batch)
+            status = shards_timestamps(self.shards, fids, count, &out[0], &cold)
         raise_status(status)
         return cold_positions(&cold)
 
@@ -150,7 +142,6 @@ cdef class TableCore(Views):
     def pull(
         self, const uint64_t[::1] ids, float[:, ::1] out, double now, bint may_insert
     ):
-        cdef Batch batch
         cdef Buffer inserted
         cdef const fid_t* fids = fids_of(ids)
         cdef size_t count = ids.shape[0]
@@ -160,13 +151,10 @@ cdef class TableCore(Views):
         if count == 0:
             return take_fids(&inserted)
         with nogil:
-            status = batch_create(&batch, fids, count)
-            if status == STATUS_OK:
-                self.barrier.enter()
-                status = shards_pull(
-                    self.shards, &batch, &out[0, 0], now_s, may_insert, &inserted)
-                self.barrier.leave()
-                batch_destroy(&batch)
+            self.barrier.enter()
+            status = shards_pull(
+                self.shards, fids, count, &out[0, 0], now_s, may_insert, &inserted)
+            self.barrier.leave()
         if status != STATUS_OK:
             buffer_free(&inserted)
         raise_status(status)

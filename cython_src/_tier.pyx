@@ -17,7 +17,7 @@ from monolith_kv._cuckoo cimport (
     BUCKET_CELLS,
     Bucket,
     Segment,
-    bucket_tag,
+    bucket_has,
     cuckoo_erase,
     cuckoo_find_one,
     cuckoo_insert,
@@ -261,7 +261,7 @@ cdef status_t shard_coldest(
         for i in range(segment.buckets_count):
             bucket = &segment.buckets[i]
             for cell in range(BUCKET_CELLS):
-                if bucket_tag(bucket, cell) == 0 or row_is_cold(bucket.rows[cell]):
+                if not bucket_has(bucket, cell) or row_is_cold(bucket.rows[cell]):
                     continue
                 header = arena_header(&shard.arena, bucket.rows[cell])
                 if header[0] & dirty:
@@ -293,7 +293,7 @@ cdef status_t shard_walk(
         for i in range(segment.buckets_count):
             bucket = &segment.buckets[i]
             for cell in range(BUCKET_CELLS):
-                if bucket_tag(bucket, cell):
+                if bucket_has(bucket, cell):
                     buffer_append_u64(fids, bucket.fids[cell])
         next_position[0] = segment_end(segment, position)
     lock_leave(&shard.lock)

@@ -17,7 +17,7 @@ from monolith_kv._cuckoo cimport (
     BUCKET_CELLS,
     Bucket,
     Segment,
-    bucket_tag,
+    bucket_has,
     cuckoo_find_one,
     cuckoo_segment,
     segment_end,
@@ -224,7 +224,7 @@ cdef status_t shard_snapshot_read(
         bucket = &segment.buckets[i]
         for cell in range(BUCKET_CELLS):
             row = &bucket.rows[cell]
-            if (bucket_tag(bucket, cell) == 0
+            if (not bucket_has(bucket, cell)
                     or (cell_flags(shard, row[0]) & ROW_SNAPSHOT) == shard.snapshot_flag):
                 continue
             if row_is_cold(row[0]):
@@ -271,7 +271,7 @@ cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
             bucket = &segment.buckets[i]
             for cell in range(BUCKET_CELLS):
                 row = &bucket.rows[cell]
-                if (bucket_tag(bucket, cell)
+                if (bucket_has(bucket, cell)
                         and (cell_flags(shard, row[0]) & ROW_SNAPSHOT) != shard.snapshot_flag):
                     cell_pass_snapshot(shard, row)
     saved[0] = shard.snapshot_saved

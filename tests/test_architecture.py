@@ -20,7 +20,6 @@ CYTHON_RANKS = [
     ["_pages"],
     ["_batch", "_checksum", "_digest", "_arena", "_sketch", "_initializers", "_optimizers"],
     ["_codec", "_cuckoo"],
-    ["_finder"],
     ["_shard"],
     ["_read", "_write", "_view", "_tier", "_expiry"],
     ["_admission", "_pooling"],
