@@ -111,18 +111,20 @@ cdef status_t locked_push(
     return status
 
 
-cdef void locked_set(
-    Shard* shard, fid_t fid, row_t row, const float* embedding, unix_s_t now
-) noexcept nogil:
+cdef float* locked_about_to_set(Shard* shard, fid_t fid, row_t row, unix_s_t now) noexcept nogil:
+    """Do all that an upsert does to a row but to write the embedding; where that goes."""
     cdef uint64_t* header = arena_header(&shard.arena, row)
-    cdef float* target = arena_embedding(&shard.arena, row)
     locked_before_change(shard, fid, row)
-    if mkv_streams(target, shard.policy.dim):
-        mkv_stream(target, embedding, shard.policy.dim)
-    else:
-        memcpy(target, embedding, shard.policy.dim * sizeof(float))
     row_renew(header, now)
     locked_touch(shard, fid, header)
+    return arena_embedding(&shard.arena, row)
+
+
+cdef void embedding_set(float* target, const float* embedding, size_t dim) noexcept nogil:
+    if mkv_streams(target, dim):
+        mkv_stream(target, embedding, dim)
+    else:
+        memcpy(target, embedding, dim * sizeof(float))
 
 
 cdef status_t shards_upsert(
@@ -166,13 +168,18 @@ cdef status_t locked_upsert_group(
     cdef size_t i
     cdef row_t* cell
     cdef const float* embedding
+    cdef float* targets[FIND_GROUP]
     cdef status_t status = STATUS_OK
     group_prefetch(shard, group, False, False, True)
     group_prefetch_changing(shard, group)
     for i in range(group.count):
-        embedding = rows + group.positions[i] * dim
+        floats_prefetch(rows + group.positions[i] * dim, dim)
         if group.cells[i] != NULL:
-            locked_set(shard, group.fids[i], group.cells[i][0], embedding, now)
+            targets[i] = locked_about_to_set(shard, group.fids[i], group.cells[i][0], now)
+    # Apart from the headers: a store past the caches holds up loads that miss.
+    for i in range(group.count):
+        if group.cells[i] != NULL:
+            embedding_set(targets[i], rows + group.positions[i] * dim, dim)
     # An insertion moves cells about, so what was absent is looked up again, one by one: the same
     # new id may be in the group twice.
     for i in range(group.count):
@@ -181,7 +188,8 @@ cdef status_t locked_upsert_group(
         embedding = rows + group.positions[i] * dim
         cell = cuckoo_find_one(&shard.index, group.fids[i], group.hashes[i])
         if cell != NULL:
-            locked_set(shard, group.fids[i], cell[0], embedding, now)
+            embedding_set(
+                locked_about_to_set(shard, group.fids[i], cell[0], now), embedding, dim)
         else:
             status = locked_new_row(shard, group.fids[i], group.hashes[i], embedding, now)
     mkv_stream_end()

@@ -15,8 +15,17 @@ static inline int mkv_streams(const float *target, size_t floats) {
     return (((uintptr_t)target | (floats * sizeof(float))) & 63) == 0;
 }
 
+/* A line is read whole before any of it is written: a line that is written in pieces with a miss in
+   between goes to memory in pieces. */
 static inline void mkv_stream(float *target, const float *source, size_t floats) {
-    for (size_t i = 0; i < floats; i += 4) _mm_stream_ps(target + i, _mm_loadu_ps(source + i));
+    for (size_t i = 0; i < floats; i += 16) {
+        __m128 a = _mm_loadu_ps(source + i), b = _mm_loadu_ps(source + i + 4);
+        __m128 c = _mm_loadu_ps(source + i + 8), d = _mm_loadu_ps(source + i + 12);
+        _mm_stream_ps(target + i, a);
+        _mm_stream_ps(target + i + 4, b);
+        _mm_stream_ps(target + i + 8, c);
+        _mm_stream_ps(target + i + 12, d);
+    }
 }
 
 static inline void mkv_stream_end(void) { _mm_sfence(); }
