@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from monolith_kv._arena cimport arena_header, arena_embedding, arena_size_bytes
+from monolith_kv._backing cimport backer_ready_bytes
 from monolith_kv._batch cimport Batch, batch_create
 from monolith_kv._buffer cimport Buffer, buffer_free
 from monolith_kv._codec cimport record_size_bytes
@@ -329,7 +330,7 @@ cdef class Core:
                 shard.touched.capacity + shard.seal_fids.capacity + shard.seal_saved.capacity
                 + shard.snapshot_saved.capacity + shard.sightings.capacity)
         self.unlock_all()
-        rows += pages_spare_bytes(&self.pages)
+        rows += pages_spare_bytes(&self.pages) + backer_ready_bytes(&self.pages.backer)
         return {"rows": rows, "index": index, "sketch": sketch, "touched": touched}
 
     def counters(self):

@@ -1,8 +1,8 @@
 """fid -> row number: an extendible directory of small cuckoo tables (segments).
 
 A bucket is one cache line of five cells; a fid lives in one of two buckets (Pagh and Rodler 2004,
-with buckets as in Dietzfelbinger and Weidling 2007). All five are compared without a branch: which
-cell it is, is a coin that no predictor can guess. Each segment owns a range of hashes and grows by itself, by a
+with buckets as in Dietzfelbinger and Weidling 2007). All five are compared without a branch: no
+predictor can guess which cell it is. Each segment owns a range of hashes and grows by itself, by a
 part of its size and up to SEGMENT_ROWS_MAX, then splits in two (Fagin et al. 1979): so no caller
 ever waits for more than one segment to be rebuilt. All but small segments are parts of pieces of
 the table's memory (see _pages.pxd). Guarded by shard.lock.

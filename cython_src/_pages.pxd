@@ -8,11 +8,10 @@ Safe to call from any thread.
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from monolith_kv._backing cimport Backer, pthread_mutex_t
 from monolith_kv._types cimport status_t
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
     int pthread_mutex_lock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
@@ -29,6 +28,7 @@ cdef struct PieceHead:
 
 cdef struct Pages:
     pthread_mutex_t lock
+    Backer backer
     char** regions
     uint32_t regions_count
     uint32_t regions_capacity

@@ -4,6 +4,13 @@ from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from monolith_kv._backing cimport (
+    backer_create,
+    backer_destroy,
+    backer_forget_loose,
+    backer_region,
+    region_unmap,
+)
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, status_t
 
 cdef extern from "<pthread.h>" nogil:
@@ -11,34 +18,18 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
 
 cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
-    int munmap(void* address, size_t length)
     int madvise(void* address, size_t length, int advice)
-    int PROT_READ
-    int PROT_WRITE
-    int MAP_PRIVATE
-    int MAP_ANONYMOUS
     int MADV_DONTNEED
-    void* MAP_FAILED
 
 cdef extern from *:
-    """
-    #include <sys/mman.h>
-    /* Where the system gives no huge pages, small ones stay, and all that is lost is speed. */
-    static void mkv_ask_huge(void *region, size_t bytes) {
-    #ifdef MADV_HUGEPAGE
-        madvise(region, bytes, MADV_HUGEPAGE);
-    #endif
-    }
-    """
-    void mkv_ask_huge(void* region, size_t size_bytes) noexcept nogil
     int __builtin_ctz(unsigned int value) noexcept nogil
 
 cdef enum:
-    REGION_BYTES = 2097152
     REGION_PIECES = 8
-    # A small table should cost no more than its rows: its first regions have small pages.
-    SMALL_REGIONS = 4
+    # A small table should cost no more than its rows: from so many regions (64 MiB) on others are
+    # backed ahead of need, one and a share of those that there are.
+    BACKED_REGIONS = 32
+    BACKED_SHARE = 512
     # Free pieces that keep their memory: as many, or this share of all.
     SPARE_MIN = 8
     SPARE_SHARE = 256
@@ -46,13 +37,16 @@ cdef enum:
 
 cdef status_t pages_create(Pages* pages) noexcept nogil:
     memset(pages, 0, sizeof(Pages))
-    return STATUS_OUT_OF_MEMORY if pthread_mutex_init(&pages.lock, NULL) else STATUS_OK
+    if pthread_mutex_init(&pages.lock, NULL):
+        return STATUS_OUT_OF_MEMORY
+    return backer_create(&pages.backer)
 
 
 cdef void pages_destroy(Pages* pages) noexcept nogil:
     cdef uint32_t i
+    backer_destroy(&pages.backer)    # First: it may be at work in one of the regions.
     for i in range(pages.regions_count):
-        munmap(pages.regions[i], REGION_BYTES)
+        region_unmap(pages.regions[i])
     free(pages.regions)
     free(pages.free)
     pthread_mutex_destroy(&pages.lock)
@@ -136,7 +130,7 @@ cdef void partial_unlink(Pages* pages, PieceHead* head) noexcept nogil:
 
 cdef char* locked_take(Pages* pages) noexcept nogil:
     """The piece freed last: those that keep their memory lie on top of those that do not."""
-    if pages.free_count == 0 and region_map(pages) != STATUS_OK:
+    if pages.free_count == 0 and region_add(pages) != STATUS_OK:
         return NULL
     pages.free_count -= 1
     if pages.dry_count > pages.free_count:
@@ -151,16 +145,16 @@ cdef void locked_give(Pages* pages, char* piece) noexcept nogil:
     if pages.free_count - pages.dry_count <= (spare if spare > SPARE_MIN else SPARE_MIN):
         return
     # Those that were freed first: they are the last to be used again.
+    backer_forget_loose(&pages.backer)
     madvise(pages.free[pages.dry_count], PIECE_BYTES, MADV_DONTNEED)
     pages.dry_count += 1
 
 
-cdef status_t region_map(Pages* pages) noexcept nogil:
-    """Map twice the bytes and give back what lies outside the aligned region."""
+cdef status_t region_add(Pages* pages) noexcept nogil:
     cdef uint32_t capacity = pages.regions_capacity
+    cdef uint32_t ahead = 0
     cdef char** grown
     cdef char* base
-    cdef size_t before
     cdef int i
     if pages.regions_count == capacity:
         capacity = capacity * 2 if capacity else 4
@@ -173,17 +167,11 @@ cdef status_t region_map(Pages* pages) noexcept nogil:
             return STATUS_OUT_OF_MEMORY
         pages.free = grown
         pages.regions_capacity = capacity
-    base = <char*>mmap(
-        NULL, 2 * REGION_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if base == <char*>MAP_FAILED:
+    if pages.regions_count >= BACKED_REGIONS:
+        ahead = 1 + pages.regions_count // BACKED_SHARE
+    base = backer_region(&pages.backer, ahead)
+    if base == NULL:
         return STATUS_OUT_OF_MEMORY
-    before = (REGION_BYTES - (<uintptr_t>base & (REGION_BYTES - 1))) & (REGION_BYTES - 1)
-    if before:
-        munmap(base, before)
-    munmap(base + before + REGION_BYTES, REGION_BYTES - before)
-    base += before
-    if pages.regions_count >= SMALL_REGIONS:
-        mkv_ask_huge(base, REGION_BYTES)
     pages.regions[pages.regions_count] = base
     pages.regions_count += 1
     pages.pieces_count += REGION_PIECES

@@ -1,7 +1,7 @@
 """Pooled lookups. See _pooling.pxd."""
 
 from libc.math cimport sqrtf
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from monolith_kv._buffer cimport Buffer, buffer_note_u64

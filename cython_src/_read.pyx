@@ -1,6 +1,6 @@
 """Read rows of all shards. See _read.pxd."""
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from monolith_kv._arena cimport arena_embedding, arena_header, arena_state

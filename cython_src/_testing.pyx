@@ -5,6 +5,7 @@ import numpy as np
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
+from monolith_kv._backing cimport backer_ready_bytes
 from monolith_kv._checksum cimport crc32c_update, crc32c_update_portable
 from monolith_kv._digest cimport DIGEST_DIM_MAX, RowDigest, digest_add, digest_row, digest_subtract
 from monolith_kv._hashing cimport hash_fid
@@ -191,6 +192,9 @@ cdef class PagesDoor:
 
     def spare_bytes(self):
         return pages_spare_bytes(&self.pages)
+
+    def ready_bytes(self):
+        return backer_ready_bytes(&self.pages.backer)
 
     def counts(self):
         """(pieces of all regions, those of them that are free and cost no memory)."""
