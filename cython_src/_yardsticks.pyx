@@ -1,9 +1,8 @@
 """What the memory allows: the C loops that the benchmarks hold the engine against.
 
 Each does the work of one call on rows of a plain array whose positions are known: no hashing, no
-index, no locks. How far ahead rows are asked for, and how, is the fastest of what was tried (4 to
-1,024 rows, a chunk before it is copied or row by row meanwhile; every hint), so that the limit is
-one. Only the benchmarks import this.
+index, no locks. How rows are asked for is a matter of the machine: that of copies is tried out there
+(tools/bench/reads.py), that of the others is as the engine does it. Only the benchmarks import this.
 """
 
 from libc.stdint cimport int64_t
@@ -18,35 +17,38 @@ from monolith_kv._optimizers cimport (
 )
 
 cdef extern from "prefetch.h":
+    void MKV_PREFETCH(const void* address) noexcept nogil
     void MKV_PREFETCH_ONCE(const void* address) noexcept nogil
 
 cdef enum:
     CHUNK = 64
-    AHEAD_MAX = 32
-    AHEAD_BYTES = 8192
     LINE_FLOATS = 16
 
 
-cdef inline void prefetch_row(const float* row, size_t dim) noexcept nogil:
+cdef inline void prefetch_row(const float* row, size_t dim, bint is_once) noexcept nogil:
     cdef size_t j = 0
     while j < dim:
-        MKV_PREFETCH_ONCE(row + j)
+        if is_once:
+            MKV_PREFETCH_ONCE(row + j)
+        else:
+            MKV_PREFETCH(row + j)
         j += LINE_FLOATS
 
 
-def copy_rows(const float[:, ::1] rows, const int64_t[::1] positions, float[:, ::1] out):
-    """Copy rows[positions] into `out`: the limit of a lookup."""
+def copy_rows(
+    const float[:, ::1] rows, const int64_t[::1] positions, float[:, ::1] out,
+    size_t ahead=32, bint is_once=False
+):
+    """Copy rows[positions] into `out`, each asked for `ahead` rows before: the limit of a lookup."""
     cdef size_t count = positions.shape[0]
     cdef size_t dim = rows.shape[1]
-    cdef size_t ahead = AHEAD_BYTES // (dim * sizeof(float))
     cdef size_t i
-    ahead = 4 if ahead < 4 else (AHEAD_MAX if ahead > AHEAD_MAX else ahead)
     with nogil:
         for i in range(ahead if ahead < count else count):
-            prefetch_row(&rows[positions[i], 0], dim)
+            prefetch_row(&rows[positions[i], 0], dim, is_once)
         for i in range(count):
             if i + ahead < count:
-                prefetch_row(&rows[positions[i + ahead], 0], dim)
+                prefetch_row(&rows[positions[i + ahead], 0], dim, is_once)
             memcpy(&out[i, 0], &rows[positions[i], 0], dim * sizeof(float))
 
 
@@ -131,6 +133,6 @@ cdef void step_chunk(
     for i in range(members):
         embeddings[i] = &rows[positions[i], 0]
         states[i] = &accumulators[positions[i], 0]
-        prefetch_row(embeddings[i], dim)
-        prefetch_row(states[i], dim)
+        prefetch_row(embeddings[i], dim, False)
+        prefetch_row(states[i], dim, False)
     optimizer_kernel(OPTIMIZER_ADAGRAD)(&parameters, &span, embeddings, states, steps, members)

@@ -2,7 +2,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 def copy_rows(
-    rows: NDArray[np.float32], positions: NDArray[np.int64], out: NDArray[np.float32]
+    rows: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    out: NDArray[np.float32],
+    ahead: int = 32,
+    is_once: bool = False,
 ) -> None: ...
 def scatter_rows(
     rows: NDArray[np.float32], positions: NDArray[np.int64], values: NDArray[np.float32]

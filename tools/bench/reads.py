@@ -4,11 +4,14 @@ The limit is a compiled loop that copies rows of a plain array from known positi
 index, no lock. np.take is what those use whose ids are positions already.
 """
 
-from collections.abc import Iterator
+import functools
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from monolith_kv_tools.bench.goals import MILLION, Figure
-from monolith_kv_tools.bench.harness import compare
+from monolith_kv_tools.bench.harness import compare, timed
 from monolith_kv_tools.bench.scale import Scale, torch_or_none
 from monolith_kv_tools.bench.tables import Bed, aligned, filled
 from monolith_kv_tools.bench.traffic import (
@@ -18,26 +21,49 @@ from monolith_kv_tools.bench.traffic import (
     traffics,
     uniform_positions,
 )
+from numpy.typing import NDArray
 
 import monolith_kv as mkv
 from monolith_kv import _yardsticks
 
 BAG = 20
+AHEAD = (4, 8, 16, 32, 64, 128)  # Rows that the limit asks for before it copies one.
+TRIALS = 15
+Copy = Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]], None]
 SMALL_BATCH = 256
 
 
 def on_bed(bed: Bed, scale: Scale) -> Iterator[Figure]:
     """Measure all reads on one table."""
     kinds = traffics(bed.rows, bed.ids, scale.batches)
+    copy = fastest_copy(bed, kinds["uniform"])
     for name, batches in kinds.items():
-        yield from lookups(name, bed, batches, scale)
+        yield from lookups(name, bed, batches, copy, scale)
     yield absent(bed, kinds["uniform"], scale)
     yield pull(bed, scale)
     yield from pooled(bed, kinds["uniform"], scale)
-    yield small_batch(bed, scale)
+    yield small_batch(bed, copy, scale)
 
 
-def lookups(name: str, bed: Bed, batches: Batches, scale: Scale) -> Iterator[Figure]:
+def fastest_copy(bed: Bed, batches: Batches) -> Copy:
+    """Return the limit: the loop that asks for rows in the way that is best on this machine."""
+    out = aligned(BATCH, bed.dense.shape[1])
+    ways = [
+        functools.partial(_yardsticks.copy_rows, ahead=ahead, is_once=is_once)
+        for ahead, is_once in itertools.product(AHEAD, (False, True))
+    ]
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(TRIALS):
+        for way, times in zip(ways, seconds, strict=True):
+            batches.turn()
+            times.append(timed(lambda way=way: way(bed.dense, batches.positions, out)))
+    medians = [statistics.median(times) for times in seconds]
+    return ways[medians.index(min(medians))]
+
+
+def lookups(
+    name: str, bed: Bed, batches: Batches, copy_rows: Copy, scale: Scale
+) -> Iterator[Figure]:
     """Compare with the limit and with np.take, and see that all read the same rows."""
     out = aligned(BATCH, bed.dense.shape[1])
     copied, taken = aligned(*out.shape), aligned(*out.shape)
@@ -46,7 +72,7 @@ def lookups(name: str, bed: Bed, batches: Batches, scale: Scale) -> Iterator[Fig
         bed.table.lookup(batches.ids, out=out)
 
     def copy() -> None:
-        _yardsticks.copy_rows(bed.dense, batches.positions, copied)
+        copy_rows(bed.dense, batches.positions, copied)
 
     def take() -> None:
         np.take(bed.dense, batches.positions, axis=0, out=taken)
@@ -144,7 +170,7 @@ def pooled(bed: Bed, batches: Batches, scale: Scale) -> Iterator[Figure]:
     yield Figure("pooled", result.ratio, bed.rows, f"{result.detail()}, one thread each")
 
 
-def small_batch(bed: Bed, scale: Scale) -> Figure:
+def small_batch(bed: Bed, copy_rows: Copy, scale: Scale) -> Figure:
     """Return the microseconds of a small lookup beyond the copy of the same rows."""
     positions = uniform_positions(np.random.default_rng(4), bed.rows, SMALL_BATCH * 2000)
     batches = Batches(positions, bed.ids, SMALL_BATCH)
@@ -152,7 +178,7 @@ def small_batch(bed: Bed, scale: Scale) -> Figure:
     result = compare(
         "small",
         lambda: bed.table.lookup(batches.ids, out=out),
-        lambda: _yardsticks.copy_rows(bed.dense, batches.positions, out),
+        lambda: copy_rows(bed.dense, batches.positions, out),
         rounds=scale.rounds(2001),
         before=batches.turn,
     )
@@ -174,10 +200,11 @@ def of_width(dim: int, rows: int, optimizer: mkv.Optimizer, count: int, scale: S
     with filled(rows, dim, optimizer) as bed:
         positions = uniform_positions(np.random.default_rng(1), rows, BATCH * count)
         batches = Batches(positions, bed.ids)
+        copy = fastest_copy(bed, batches)
         result = compare(
             f"dim {dim}",
             lambda: bed.table.lookup(batches.ids, out=out),
-            lambda: _yardsticks.copy_rows(bed.dense, batches.positions, copied),
+            lambda: copy(bed.dense, batches.positions, copied),
             rounds=scale.rounds(301),
             before=batches.turn,
         )
