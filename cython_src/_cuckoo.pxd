@@ -16,7 +16,7 @@ from monolith_kv._types cimport fid_t, row_t, status_t
 
 cdef enum:
     BUCKET_CELLS = 5
-    FIND_GROUP = 256           # fids whose cache misses are in flight together
+    FIND_GROUP = 128           # fids whose cache misses are in flight together
 
 cdef extern from *:
     int __builtin_ctz(unsigned int value) noexcept nogil

@@ -10,15 +10,19 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from monolith_kv._buffer cimport Buffer
 from monolith_kv._cuckoo cimport FIND_GROUP
 from monolith_kv._hashing cimport hash_shard
-from monolith_kv._shard cimport Shard
+from monolith_kv._shard cimport Shard, floats_prefetch
 from monolith_kv._types cimport fid_t, row_t, status_t
+
+cdef enum:
+    SHARE_IDS = 1024   # for so many the shards are shared at a time
 
 cdef struct Found:
     # At most FIND_GROUP ids in a row, of any shard, whose cache misses are in flight together.
     size_t start               # of the first, in the caller's array
     size_t count
     uint64_t hashes[FIND_GROUP]
-    row_t* cells[FIND_GROUP]
+    row_t* cells[FIND_GROUP]          # NULL: absent
+    const float* rows[FIND_GROUP]     # the embeddings; NULL: not in memory
 
 # Positions of absent ids are appended to `absent`, flags go to `found`, where they are given.
 cdef status_t shards_lookup(
@@ -37,7 +41,12 @@ cdef void shards_share(Shard* shards) noexcept nogil
 cdef void shards_leave(Shard* shards) noexcept nogil
 cdef void shared_find(
     Shard* shards, const fid_t* fids, size_t start, size_t stop, Found* group) noexcept nogil
-cdef void shared_ask(Shard* shards, const Found* group, const float** rows) noexcept nogil
+
+
+cdef inline void found_ask(const Found* group, size_t i, size_t dim) noexcept nogil:
+    """Ask for an embedding: a row of the coming group for each that is read of the current one."""
+    if i < group.count and group.rows[i] != NULL:
+        floats_prefetch(group.rows[i], dim)
 
 
 cdef inline Shard* found_shard(Shard* shards, const Found* group, size_t i) noexcept nogil:

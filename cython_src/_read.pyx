@@ -9,12 +9,8 @@ from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find
 from monolith_kv._hashing cimport SHARDS, hash_fid
 from monolith_kv._lock cimport lock_leave, lock_shared
 from monolith_kv._row cimport row_is_cold, row_time
-from monolith_kv._shard cimport MKV_ADD64, Shard, floats_prefetch, header_warm
+from monolith_kv._shard cimport MKV_ADD64, Shard, header_warm
 from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t
-
-cdef enum:
-    STEP_IDS = 1024    # for so many the shards are shared at a time
-
 
 # --- all shards ------------------------------------------------------------------------------
 
@@ -34,7 +30,9 @@ cdef void shards_leave(Shard* shards) noexcept nogil:
 cdef void shared_find(
     Shard* shards, const fid_t* fids, size_t start, size_t stop, Found* group
 ) noexcept nogil:
-    """Find the next of fids[start:stop], FIND_GROUP at most."""
+    """Find the next of fids[start:stop], FIND_GROUP at most; none where start is stop."""
+    cdef bint counts_heat = shards[0].policy.counts_heat
+    cdef Shard* shard
     cdef size_t i
     group.start = start
     group.count = stop - start if stop - start < FIND_GROUP else FIND_GROUP
@@ -43,21 +41,12 @@ cdef void shared_find(
     cuckoo_find(
         &shards[0].index, <char*>&shards[1] - <char*>&shards[0], fids + start, group.hashes,
         group.count, group.cells)
-
-
-cdef void shared_ask(Shard* shards, const Found* group, const float** rows) noexcept nogil:
-    """Ask for the embeddings of a group; rows[i] is where one lies, NULL if not in memory."""
-    cdef size_t dim = shards[0].policy.dim
-    cdef bint counts_heat = shards[0].policy.counts_heat
-    cdef Shard* shard
-    cdef size_t i
     for i in range(group.count):
-        rows[i] = NULL
+        group.rows[i] = NULL
         if group.cells[i] == NULL or row_is_cold(group.cells[i][0]):
             continue
         shard = found_shard(shards, group, i)
-        rows[i] = arena_embedding(&shard.arena, group.cells[i][0])
-        floats_prefetch(rows[i], dim)
+        group.rows[i] = arena_embedding(&shard.arena, group.cells[i][0])
         if counts_heat:
             header_warm(arena_header(&shard.arena, group.cells[i][0]))
 
@@ -70,36 +59,42 @@ cdef status_t shards_lookup(
 ) noexcept nogil:
     cdef size_t start = 0
     cdef size_t stop
-    cdef Found group
+    cdef Found groups[2]
+    cdef Found* current = &groups[0]
+    cdef Found* coming = &groups[1]
     cdef status_t status = STATUS_OK
     while start < count:
-        stop = start + STEP_IDS if count - start > STEP_IDS else count
+        stop = start + SHARE_IDS if count - start > SHARE_IDS else count
+        current.count = 0
         shards_share(shards)
-        while start < stop:
-            shared_find(shards, fids, start, stop, &group)
-            status |= shared_copy(shards, &group, out, found, cold, absent)
-            start += group.count
+        while start < stop or current.count:
+            shared_find(shards, fids, start, stop, coming)
+            status |= shared_copy(shards, current, coming, out, found, cold, absent)
+            start += coming.count
+            current, coming = coming, current
         shards_leave(shards)
     return status
 
 
 cdef status_t shared_copy(
-    Shard* shards, const Found* group, float* out, uint8_t* found, Buffer* cold, Buffer* absent
+    Shard* shards, const Found* group, const Found* coming, float* out, uint8_t* found,
+    Buffer* cold, Buffer* absent
 ) noexcept nogil:
     """Copy the embeddings of a group to their positions; zeros where there is none in memory."""
     cdef size_t dim = shards[0].policy.dim
-    cdef const float* rows[FIND_GROUP]
     cdef size_t hits = 0
     cdef size_t i, position
     cdef status_t status = STATUS_OK
-    shared_ask(shards, group, rows)
+    for i in range(group.count, coming.count):
+        found_ask(coming, i, dim)
     for i in range(group.count):
+        found_ask(coming, i, dim)
         position = group.start + i
         hits += group.cells[i] != NULL
         if found != NULL:
             found[position] = group.cells[i] != NULL
-        if rows[i] != NULL:
-            memcpy(out + position * dim, rows[i], dim * sizeof(float))
+        if group.rows[i] != NULL:
+            memcpy(out + position * dim, group.rows[i], dim * sizeof(float))
             continue
         memset(out + position * dim, 0, dim * sizeof(float))
         if group.cells[i] != NULL:

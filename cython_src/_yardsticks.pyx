@@ -1,8 +1,8 @@
 """What the memory allows: the C loops that the benchmarks hold the engine against.
 
 Each does the work of one call on rows of a plain array whose positions are known: no hashing, no
-index, no locks. How rows are asked for is a matter of the machine: that of copies is tried out there
-(tools/bench/reads.py), that of the others is as the engine does it. Only the benchmarks import this.
+index, no locks. How rows are asked for is a matter of the machine: for copies that is tried out on
+the spot (tools/bench/reads.py), the others do as the engine does. Only the benchmarks import this.
 """
 
 from libc.stdint cimport int64_t
@@ -39,7 +39,7 @@ def copy_rows(
     const float[:, ::1] rows, const int64_t[::1] positions, float[:, ::1] out,
     size_t ahead=32, bint is_once=False
 ):
-    """Copy rows[positions] into `out`, each asked for `ahead` rows before: the limit of a lookup."""
+    """Copy rows[positions] to `out`, each asked for `ahead` rows before: the limit of a lookup."""
     cdef size_t count = positions.shape[0]
     cdef size_t dim = rows.shape[1]
     cdef size_t i
