@@ -130,11 +130,11 @@ def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> No
     if log is None or not offset or state.settings.durability != "sync":
         return
     try:
+        # A seal or snapshot that has ended the log meanwhile has made it durable: no error.
         log.sync(offset)
-    except ClosedError:
-        return  # A seal or snapshot has ended the log meanwhile: that makes it durable.
     except Error as error:
-        state.failure = state.failure or error
+        if log.is_failed:
+            state.failure = state.failure or error
         raise
 
 

@@ -180,9 +180,9 @@ def close_state(state: StoreState) -> None:
 
 def _finish(state: StoreState) -> None:
     seal(state, None)
-    log, state.log = state.log, None
-    if log is not None:
-        log.close(clean=True)
+    if state.log is not None:
+        state.log.close(clean=True)
+        state.log = None
     commit(
         state,
         clean=True,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.errors import ClosedError, Error, StoreFullError
+from monolith_kv.errors import ClosedError, Error
 from monolith_kv.storage import files
 from monolith_kv.storage.files import Buffer
 from monolith_kv.storage.format import (
@@ -177,10 +177,11 @@ class LogWriter:
             try:
                 if clean:
                     self._finish()
-            except StoreFullError:
-                raise  # As after `append`: it stays open, close it again when there is room.
             except BaseException:
-                self._shut()
+                # As after `append`, it stays open, to be closed again: without its END record no
+                # log may have a successor.
+                if self._failure is not None:
+                    self._shut()
                 raise
             self._shut()
 

@@ -1,0 +1,80 @@
+"""Promises where several rare things meet: an error and then a kill, rot after an error, a fork."""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checks import u64
+from faulty import broken_disk, no_space
+from model import ManualClock
+
+import monolith_kv as mkv
+from monolith_kv.storage import files
+from monolith_kv.storage.call_log import CallLogWriter
+
+IDS = u64(range(20))
+ONES = np.ones((len(IDS), 2), np.float32)
+
+
+@pytest.fixture
+def options(clock: ManualClock) -> dict[str, Any]:
+    return {"delta_interval": None, "clock": clock}
+
+
+def make_table(store: mkv.Store) -> mkv.Table:
+    return store.create_table("t", 2, optimizer=mkv.SGD(lr=1.0), exist_ok=True)
+
+
+def reopened(store: mkv.Store, path: Path, options: dict[str, Any]) -> mkv.Store:
+    """What a kill at this instant leaves, opened again."""
+    shutil.copytree(store.path, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mkv.DataLossWarning)
+        return mkv.open(path, **options)
+
+
+# --- logs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [no_space, broken_disk])
+def test_a_log_whose_end_could_not_be_written_goes_on(
+    folder: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Callable[[], OSError],
+) -> None:
+    options = {**options, "durability": "batch"}
+    store = mkv.open(folder / "s", **options)
+    table = make_table(store)
+    table.upsert(IDS, ONES)
+    for _ in range(2):  # Whatever the second one makes of it, no log may follow one without END.
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_all", lambda *_: (_ for _ in ()).throw(error()))
+            with pytest.raises((mkv.StoreFullError, OSError)):
+                store.seal()
+    table.push(IDS, ONES)
+    with reopened(store, folder / "k", options) as again:
+        assert again.digest() == store.digest()
+        assert again.stats()["lost"] == []
+    store.close()
+
+
+def test_a_call_whose_log_was_closed_before_its_flush_is_not_acknowledged(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = mkv.open(folder / "s", durability="sync", **options)
+    table = make_table(store)
+    push = CallLogWriter.push
+
+    def push_and_close(log: CallLogWriter, *args: Any) -> int:
+        offset = push(log, *args)
+        log.close(clean=False)
+        return offset
+
+    monkeypatch.setattr(CallLogWriter, "push", push_and_close)
+    with pytest.raises(mkv.ClosedError):
+        table.push(IDS, ONES)
