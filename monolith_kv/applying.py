@@ -43,7 +43,7 @@ def apply_delta(state: StoreState, path: str) -> bool:
             load_delta(state, copy)
         except BaseException:
             if state.manifest is found:
-                drop_file(own)
+                drop_file(state, own)
             raise
         finally:
             state.manifest_before = None

@@ -32,7 +32,8 @@ def commit(state: StoreState, **changes: Any) -> None:
     Notes
     -----
     If it fails after the new manifest took its place, the change is made: it counts, and the error
-    is kept for the next call, since nothing tells whether it would survive a power cut.
+    is kept for the next call. Nothing tells whether it would survive a power cut, so that nothing
+    is deleted until a later manifest is known to be durable.
     """
     high = max(state.manifest.clock_high, float(state.clock()))
     changed = replace(state.manifest, clock_high=high, **changes)
@@ -46,6 +47,9 @@ def commit(state: StoreState, **changes: Any) -> None:
         if not is_made:
             raise
         state.background_error = state.background_error or error
+        state.is_manifest_durable = False
+    else:
+        state.is_manifest_durable = True
     state.manifest = changed
 
 
@@ -107,23 +111,24 @@ def retire(state: StoreState) -> None:
         names = {entry["name"] for entry in kept + deltas}
         for entry in found.deltas:
             if entry["name"] not in names:
-                drop_file(delta_log.path_of(state.path, entry["name"]))
+                drop_file(state, delta_log.path_of(state.path, entry["name"]))
         for entry in found.snapshots:
             if entry["name"] not in names:
-                drop_file(snapshot.path_of(state.path, entry["name"]))
+                drop_file(state, snapshot.path_of(state.path, entry["name"]))
 
 
 def drop_call_logs(state: StoreState) -> None:
     """Delete call logs that the last delta covers. Under files."""
     for number in call_log.numbers(state.path):
         if number < state.manifest.first_call_log:
-            drop_file(call_log.path_of(state.path, number))
+            drop_file(state, call_log.path_of(state.path, number))
 
 
-def drop_file(path: str) -> None:
+def drop_file(state: StoreState, path: str) -> None:
     """Delete a file that no manifest names; one that stays is tried again at the next open."""
-    with contextlib.suppress(OSError):
-        files.remove_durably(path)
+    if state.is_manifest_durable:
+        with contextlib.suppress(OSError):
+            files.remove_durably(path)
 
 
 def remove_unnamed(state: StoreState) -> None:
@@ -141,7 +146,7 @@ def remove_unnamed(state: StoreState) -> None:
     ):
         for name in names(state.path):
             if name not in named:
-                drop_file(path_of(state.path, name))
+                drop_file(state, path_of(state.path, name))
     drop_call_logs(state)
 
 

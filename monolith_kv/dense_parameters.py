@@ -69,7 +69,7 @@ class DenseParameters(Mapping[str, NDArray[Any]]):
             try:
                 commit(state, dense=entry)
             except BaseException:
-                drop_file(dense.path_of(state.path, entry["name"]))
+                drop_file(state, dense.path_of(state.path, entry["name"]))
                 raise
             state.dense = DenseState(
                 version=entry["version"],
@@ -79,7 +79,7 @@ class DenseParameters(Mapping[str, NDArray[Any]]):
                 entry=entry,
             )
             if old.get("name") not in (None, entry["name"]):
-                drop_file(dense.path_of(state.path, old["name"]))
+                drop_file(state, dense.path_of(state.path, old["name"]))
             return state.dense.version
 
     def __getitem__(self, name: str) -> NDArray[Any]:

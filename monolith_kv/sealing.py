@@ -208,7 +208,7 @@ def _settle(state: StoreState, plan: Plan) -> None:
     drop_call_logs(state)
     for name in sightings.names(state.path):
         if name != state.manifest.sightings:
-            drop_file(sightings.path_of(state.path, name))
+            drop_file(state, sightings.path_of(state.path, name))
 
 
 def store_sightings(state: StoreState) -> None:

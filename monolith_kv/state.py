@@ -159,6 +159,7 @@ class StoreState:
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.manifest = Manifest()  # Replaced as a whole. Guarded by files.
         self.manifest_before: Manifest | None = None  # Set while a delta's rows are loaded.
+        self.is_manifest_durable = True  # Else an older one, and its files, may come back.
         # Replaced as a whole, so that readers need no lock. Guarded by mutex.
         self.tables: dict[str, TableEntry] = {}
         self.next_table_id = 1
