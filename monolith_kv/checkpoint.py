@@ -36,6 +36,7 @@ class View:
     dense: bytes
     entries: list[TableEntry]
     mark: int = 0
+    is_logged: bool = False  # Deltas and call logs lead to it, too.
     gates: dict[int, bytes] = field(default_factory=dict)
     pieces: dict[int, list[bytes]] = field(default_factory=dict)
     touched: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
@@ -95,6 +96,7 @@ def write_snapshot(
             "bytes": size,
             "created_at": view.meta["created_at"],
             "lineage": view.meta["lineage"],
+            "logged": view.is_logged,
         }
         if path is not None:
             return Snapshot(made_path, named["sequence"], named["rows"], size, named["created_at"])
@@ -139,11 +141,14 @@ def _flip(state: StoreState, *, is_inside: bool) -> View:
                 dense=state.dense.data,
                 entries=entries,
             )
+            view.is_logged = state.settings.is_logged and state.is_log_whole
             mark_instant(state, view.digest, is_inside=is_inside)
             for entry in entries:
                 view.gates[entry.id] = entry.core.gate_state()
                 view.pieces[entry.id] = entry.take_sightings()
                 view.touched[entry.id] = entry.core.touched_fids()
+            if not (state.schema_changed or any(map(len, view.touched.values()))):
+                view.is_logged = True  # It holds what the last delta led to.
             view.mark = state.next_mark() if is_inside else 0
             for entry in entries:  # Last, since these cannot fail.
                 entry.core.snapshot_flip()
@@ -224,6 +229,7 @@ def rescue(state: StoreState) -> None:
             with contextlib.suppress(OSError):
                 log.close(clean=False)
         first = state.next_log
+        state.is_log_whole = False
         with contextlib.suppress(Error, OSError):
             lineage = state.manifest.lineage
             commit(state, lineage=lineage.begin(after=state.manifest.sequence))

@@ -114,6 +114,7 @@ def _write(
             "bytes": size,
             "created_at": created_at,
             "lineage": lineage.to_json(),
+            "logged": False,
         }
     if mode == "rw" and len(readers) == 1:
         lineage = lineage.begin(after=sequence)

@@ -202,6 +202,7 @@ def _settle(state: StoreState, plan: Plan) -> None:
     if plan.dense is not None and state.dense.version == plan.dense[0]:
         state.dense.is_pending = False
     del state.instants[: len(plan.includes)]
+    state.is_log_whole = True
     if isinstance(state.background_error, StoreFullError):
         state.background_error = None  # There is room again, and nothing was lost.
     marks.remove(state.path, plan.mark)

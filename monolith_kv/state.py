@@ -167,6 +167,9 @@ class StoreState:
         self.dense = DenseState()
         self.log: CallLogWriter | None = None
         self.next_log = 1
+        # Whether deltas and call logs lead to what memory holds, without a snapshot; true only
+        # of a store that logs its calls. Guarded by files.
+        self.is_log_whole = True
         self.is_marked = False  # Whether calls since the last instant have left a mark.
         self.mark_number = 1
         self.overflow: OverflowTier | None = None

@@ -75,6 +75,7 @@ class Base:
         self.digest: str = reader.end["digest"]
         self.includes: list[str] = list(reader.meta.get("includes", []))
         self.touched: list[tuple[int, Any]] = []
+        self.is_logged = True  # Deltas and call logs lead to it, too; the manifest knows.
 
 
 def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
@@ -87,11 +88,15 @@ def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
             reader = snapshot.SnapshotReader(path)
             check_identity(path, reader, manifest)
             reader.verify()
-            return load_snapshot(state, reader)
+            base = load_snapshot(state, reader)
+            base.is_logged = named.get("logged", True)
+            return base
         except FileNotFoundError as error:
             first_error = first_error or missing(path, error)
         except CorruptionError as error:
             first_error = first_error or error
+        if named["sequence"] == manifest.sequence and not named.get("logged", True):
+            raise first_error  # Deltas and logs lead elsewhere: to a state without its rows.
         state.damaged.append(f"{path}: passed over, as it is damaged or gone")
     if first_error is not None and not _reaches(manifest, 0):
         raise first_error
@@ -145,6 +150,7 @@ def _load_unsealed(state: StoreState, base: Base) -> None:
     state.schema_changed = base.is_schema_changed
     state.dense.is_pending = base.is_dense_pending
     state.instants = [*base.includes, base.digest]
+    state.is_log_whole = base.is_logged
     if base.touched or base.is_schema_changed or base.is_dense_pending:
         state.partial = base.digest
 

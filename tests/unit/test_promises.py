@@ -126,3 +126,95 @@ def test_nothing_is_deleted_while_the_old_manifest_may_come_back(
             assert back.digest() == old.digest()
             assert back.dense.version == old.dense.version
     store.close()
+
+
+# --- rot in a snapshot that nothing else leads to ------------------------------------------------
+
+
+def flip(path: str | Path) -> None:
+    data = bytearray(Path(path).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path(path).write_bytes(data)
+
+
+def killed_with_rot(store: mkv.Store, path: Path) -> Path:
+    """The folder after a kill, the newest snapshot damaged."""
+    shutil.copytree(store.path, path)
+    flip(path / "snapshots" / Path(store.snapshots()[-1].path).name)
+    return path
+
+
+def test_a_store_whose_only_snapshot_is_damaged_does_not_start_empty(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    shards = []
+    for shard in range(2):
+        with mkv.open(folder / f"{shard}", **options) as store:
+            make_table(store).upsert(IDS + np.uint64(100 * shard), ONES)
+            shards.append(store.snapshot().path)
+            path = killed_with_rot(store, folder / f"k{shard}")
+        with pytest.raises(mkv.CorruptionError, match=Path(shards[-1]).name):
+            mkv.open(path, **options)
+    with mkv.restore(shards, folder / "joined", **options) as store:
+        path = killed_with_rot(store, folder / "k")
+    with pytest.raises(mkv.CorruptionError):
+        mkv.open(path, **options)
+
+
+@pytest.mark.parametrize("durability", ["interval", "batch"])
+def test_rows_that_only_a_damaged_snapshot_has_are_not_left_out_silently(
+    folder: Path, options: dict[str, Any], durability: str
+) -> None:
+    store = mkv.open(folder / "s", **options)
+    table = make_table(store)
+    table.upsert(IDS, ONES)
+    store.seal()
+    store.snapshot()
+    table.push(IDS, ONES)
+    store.snapshot()
+    # Calls that are logged from here on would be made on rows that are too old.
+    options = {**options, "durability": durability}
+    again = reopened(store, folder / "k", options)
+    store.close()
+    make_table(again).push(IDS, ONES)
+    path = killed_with_rot(again, folder / "k2")
+    again.close()
+    with pytest.raises(mkv.CorruptionError):
+        mkv.open(path, **options)
+
+
+def test_a_damaged_snapshot_of_a_rescue_is_not_passed_over(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**options, "durability": "sync"}
+    store = mkv.open(folder / "s", **options)
+    table = make_table(store)
+    table.upsert(IDS, ONES)
+    store.seal()
+    table.push(IDS, ONES)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_file", lambda _: (_ for _ in ()).throw(broken_disk()))
+        with pytest.raises(mkv.Error):
+            table.push(IDS, ONES)
+    table.push(IDS, ONES)  # Goes on from a snapshot of memory; the log before is given up.
+    path = killed_with_rot(store, folder / "k")
+    store.close()
+    with pytest.raises(mkv.CorruptionError):
+        mkv.open(path, **options)
+
+
+def test_a_snapshot_that_the_log_leads_to_is_passed_over_until_it_is_sealed_and_after(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    options = {**options, "durability": "batch"}
+    store = mkv.open(folder / "s", **options)
+    table = make_table(store)
+    table.upsert(IDS, ONES)
+    store.snapshot()
+    table.push(IDS, ONES)
+    for step in ("before", "after"):
+        with mkv.open(killed_with_rot(store, folder / step), **options) as again:
+            assert again.digest() == store.digest()
+        store.seal()
+        table.push(IDS, ONES)
+    store.close()
