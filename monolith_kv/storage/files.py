@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -433,6 +434,7 @@ class FolderLock:
             os.close(fd)
             raise
         self._fd = fd
+        _held.add(self)
 
     def release(self) -> None:
         """Give the lock back; again, or in a forked child: nothing."""
@@ -454,6 +456,16 @@ class FolderLock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def _close_inherited() -> None:
+    # A child that outlives its parent would hold the locks of a process that is gone.
+    for lock in list(_held):
+        lock.release()
+
+
+_held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def refuse_fork(pid: int, what: str) -> None:

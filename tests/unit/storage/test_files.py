@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -198,3 +199,22 @@ def test_a_forked_child_does_not_take_the_lock_away(folder: Path) -> None:
     lock.release()
     lock.release()
     files.FolderLock(str(folder)).release()
+
+
+ORPHAN = """
+import os, sys, time
+from monolith_kv.storage import files
+lock = files.FolderLock(sys.argv[1])
+if os.fork() == 0:
+    os.close(1)
+    sys.stdin.read()  # Outlives the parent, as a worker of a data loader may.
+    os._exit(0)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_lock_ends_with_its_process_though_a_forked_child_lives_on(folder: Path) -> None:
+    command = [sys.executable, "-c", ORPHAN, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.wait(60) == -signal.SIGKILL
+        files.FolderLock(str(folder)).release()
