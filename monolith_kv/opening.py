@@ -108,8 +108,10 @@ def _begin(state: StoreState, found: Manifest) -> None:
             )
     commit(state, lineage=lineage, clean=False)
     remove_unnamed(state)
-    marks.remove(state.path, sys.maxsize)
-    report_losses(state)
+    try:
+        report_losses(state)
+    finally:
+        marks.remove(state.path, sys.maxsize)  # Last: a kill before leaves it to the next opening.
 
 
 def report_losses(state: StoreState) -> None:

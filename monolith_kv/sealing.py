@@ -205,7 +205,8 @@ def _settle(state: StoreState, plan: Plan) -> None:
     state.is_log_whole = True
     if isinstance(state.background_error, StoreFullError):
         state.background_error = None  # There is room again, and nothing was lost.
-    marks.remove(state.path, plan.mark)
+    if state.is_manifest_durable:
+        marks.remove(state.path, plan.mark)
     drop_call_logs(state)
     for name in sightings.names(state.path):
         if name != state.manifest.sightings:

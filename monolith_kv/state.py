@@ -279,14 +279,15 @@ class StoreState:
 
         Notes
         -----
-        It only makes the loss known, so it need not survive a power cut, nor be there at all.
+        One flush after each seal or snapshot. It only makes the loss known, so that a call does not
+        fail for it; the next call tries again.
         """
         with self.mutex:
             if self.is_marked or self.mode != "rw" or self.settings.is_logged:
                 return
             with contextlib.suppress(OSError):
                 marks.leave(self.path, self.mark_number)
-            self.is_marked = True
+                self.is_marked = True
 
     def next_mark(self) -> int:
         """Begin to mark anew; return the number of the mark before. Under the barrier."""

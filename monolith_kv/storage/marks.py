@@ -14,10 +14,12 @@ MARK_PATTERN = re.compile(r"([0-9]{20})\.unsealed")
 
 
 def leave(root: str, number: int) -> None:
-    """Leave mark `number`; not synced, since a process that is killed is what it is for."""
-    files.make_folder(os.path.join(root, CALL_FOLDER))
-    path = os.path.join(root, CALL_FOLDER, f"{number:020d}.unsealed")
+    """Leave mark `number`, durably: a power cut loses those calls, too."""
+    folder = os.path.join(root, CALL_FOLDER)
+    files.make_folder(folder)
+    path = os.path.join(folder, f"{number:020d}.unsealed")
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    files.fsync_folder(folder)
 
 
 def numbers(root: str) -> list[int]:

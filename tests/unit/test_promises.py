@@ -13,6 +13,7 @@ from faulty import broken_disk, no_space
 from model import ManualClock
 
 import monolith_kv as mkv
+from monolith_kv import opening
 from monolith_kv.storage import files
 from monolith_kv.storage.call_log import CallLogWriter
 
@@ -218,3 +219,69 @@ def test_a_snapshot_that_the_log_leads_to_is_passed_over_until_it_is_sealed_and_
         store.seal()
         table.push(IDS, ONES)
     store.close()
+
+
+# --- losses are told -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["none", "interval"])
+@pytest.mark.parametrize("publish", ["seal", "snapshot"])
+def test_calls_that_only_memory_had_are_reported_lost(
+    folder: Path, options: dict[str, Any], durability: str, publish: str
+) -> None:
+    options = {**options, "durability": durability}
+    store = mkv.open(folder / "s", **options)
+    table = make_table(store)
+    table.upsert(IDS, ONES)
+    getattr(store, publish)()
+    shutil.copytree(store.path, folder / "whole")
+    mkv.open(folder / "whole", **options).close()  # Nothing was lost, and a warning is an error.
+    table.push(IDS, ONES)
+    shutil.copytree(store.path, folder / "lossy")
+    with pytest.warns(mkv.DataLossWarning, match=f"after delta {store.sequence}, or a snapshot"):
+        again = mkv.open(folder / "lossy", **options)
+    assert again.stats()["lost"][0]["after_sequence"] == store.sequence
+    again.close()
+    store.close()
+
+
+def test_the_mark_of_a_loss_is_durable_once_before_the_call_returns(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = mkv.open(folder / "s", **options)
+    table = make_table(store)
+    synced: list[str] = []
+    fail = [True]
+
+    def sync(path: str) -> None:
+        if fail:
+            raise broken_disk()
+        synced.append(Path(path).name)
+
+    store.seal()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "fsync_folder", sync)
+        table.upsert(IDS, ONES)
+        fail.clear()
+        for _ in range(3):
+            table.push(IDS, ONES)
+            assert synced == ["calls"]
+    store.close()
+
+
+def test_a_loss_is_reported_by_the_next_opening_when_one_is_killed_before_it_tells(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = mkv.open(folder / "s", **options)
+    make_table(store).upsert(IDS, ONES)
+    shutil.copytree(store.path, folder / "k")
+    store.close()
+
+    def see(state: Any) -> None:
+        shutil.copytree(state.path, folder / "killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "report_losses", see)
+        mkv.open(folder / "k", **options).close()
+    with pytest.warns(mkv.DataLossWarning):
+        mkv.open(folder / "killed", **options).close()
