@@ -5,9 +5,9 @@ beside it, which gets the name last. Memory is one block of rows, and for severa
 that were seen.
 """
 
-import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv._table import Barrier, TableCore
-from monolith_kv.errors import CorruptionError, SchemaError
+from monolith_kv.errors import CorruptionError, DataLossWarning, SchemaError
 from monolith_kv.lineage import Lineage
 from monolith_kv.schema import TableSchema
 from monolith_kv.sealing import store_digest
@@ -202,7 +202,7 @@ class Merge:
                         reader.path,
                         record.offset,
                     )
-                self._take(writer, schemas[record.table].name, record)
+                self._take(writer, schemas[record.table].name, record, reader.path)
             self._refuse_twice(reader)
         for name, entry in self._entries.items():
             gate = entry.core.gate_state()
@@ -217,14 +217,21 @@ class Merge:
         known = [_Digest(e.schema, self._digests[name]) for name, e in self._entries.items()]
         return store_digest(known)
 
-    def _take(self, writer: SnapshotWriter, name: str, record: Record) -> None:
+    def _take(self, writer: SnapshotWriter, name: str, record: Record, path: str) -> None:
         entry = self._entries[name]
         if record.kind == RecordKind.ROWS:
             self._take_rows(writer, name, record)
         elif record.kind == RecordKind.GATE:
-            # Gates of other geometry cannot be added up: these counts begin anew.
-            with contextlib.suppress(ValueError):
+            try:
                 entry.core.gate_load(bytes(record.payload), True)
+            except ValueError:  # Gates of other geometry cannot be added up.
+                warnings.warn(
+                    f"the gate of table {name} in {path} has another capacity, error or window "
+                    f"than in {self._readers[0].path}: what it has counted is lost, ids that wait "
+                    "there for admission begin anew",
+                    DataLossWarning,
+                    stacklevel=8,
+                )
         elif record.kind == RecordKind.SIGHTINGS and self._is_one:
             writer.sightings(entry.id, record.payload)
         elif record.kind == RecordKind.TOUCHED and self._is_one:

@@ -170,6 +170,8 @@ def _refuse_data(folder: str, path: str) -> None:
         (format.DELTA_FOLDER, format.DELTA_PATTERN),
         (format.SNAPSHOT_FOLDER, format.SNAPSHOT_PATTERN),
         (format.CALL_FOLDER, format.CALLS_PATTERN),
+        (format.DENSE_FOLDER, format.DENSE_PATTERN),
+        (format.SIGHTINGS_FOLDER, format.SIGHTINGS_PATTERN),
     )
     for sub, pattern in patterns:
         for name in files.list_names(os.path.join(folder, sub)):

@@ -227,6 +227,18 @@ def test_gates_of_several_snapshots_add_up(folder: Path, clock: ManualClock) -> 
         assert store.table("t").contains(u64([5, 6])).tolist() == [True, False]
 
 
+def test_a_gate_that_cannot_be_added_to_another_is_told(folder: Path, clock: ManualClock) -> None:
+    for shard, capacity in (("a", 1_000), ("b", 2_000_000)):
+        with opened(folder / shard, clock) as store:
+            other = mkv.FrequencyGate(2, capacity=capacity, window="1d")
+            store.create_table("t", 2, admission=other).pull(u64([5]))
+            store.snapshot(folder / f"{shard}.snapshot")
+    snapshots = [folder / "a.snapshot", folder / "b.snapshot"]
+    with pytest.warns(mkv.DataLossWarning, match="gate of table t in .*b.snapshot") as told:
+        mkv.restore(snapshots, folder / "r", clock=clock).close()
+    assert [Path(warning.filename).name for warning in told] == ["test_gate.py"]
+
+
 def test_a_gate_can_be_taken_away_and_put_back(folder: Path, clock: ManualClock) -> None:
     with opened(folder / "s", clock) as store:
         table = store.create_table("t", 2, admission=gate(2))

@@ -9,7 +9,7 @@ import samples
 
 import monolith_kv as mkv
 from monolith_kv._checksum import crc32c
-from monolith_kv.storage import format, manifest
+from monolith_kv.storage import dense, format, manifest
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.record_file import RecordWriter
 
@@ -37,7 +37,14 @@ def test_an_empty_or_absent_folder_has_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [samples.write_delta, samples.write_snapshot, samples.write_calls]
+    "write",
+    [
+        samples.write_delta,
+        samples.write_snapshot,
+        samples.write_calls,
+        samples.write_sightings,
+        lambda folder: dense.store(str(folder), 1, b""),
+    ],
 )
 def test_data_without_a_manifest_is_damage_not_a_new_store(folder: Path, write: Any) -> None:
     write(folder)
