@@ -120,9 +120,19 @@ def log_schema(state: StoreState, write: Callable[[CallLogWriter], int]) -> None
     """Log a change of schemas, durably as the store was opened for. Under the mutex."""
     log = state.open_log()
     if log is not None:
-        acknowledge(state, log, _logged(state, log, write))
+        acknowledge(state, log, log_call(state, log, write))
     else:
         state.mark_unsealed()
+
+
+def log_call(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWriter], int]) -> int:
+    """Make a call that logs itself; note where the log was given up over it. Under the mutex."""
+    try:
+        return call(log)
+    except BaseException as error:
+        if log.is_failed and isinstance(error, Exception):
+            state.failure = state.failure or error
+        raise
 
 
 def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> None:
@@ -156,18 +166,9 @@ def _serially(
             raise ClosedError(f"table {entry.schema.name} was dropped")
         promote(state, entry, ids)
         log = state.open_log()
-        offset = call(log) if log is None else _logged(state, log, call)
+        offset = call(log) if log is None else log_call(state, log, call)
         if log is None and not state.is_marked:
             state.mark_unsealed()
         if state.budget is not None:
             state.budget.settle()
     acknowledge(state, log, offset)
-
-
-def _logged(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWriter], int]) -> int:
-    try:
-        return call(log)
-    except BaseException as error:
-        if log.is_failed and isinstance(error, Exception):
-            state.failure = state.failure or error
-        raise

@@ -103,6 +103,7 @@ def write_snapshot(
         with state.files:
             # A seal may have gone on meanwhile: the list is the present one's.
             commit(state, snapshots=[*state.manifest.snapshots, named], **changes)
+            state.overdue = None
             if state.is_manifest_durable:
                 marks.remove(state.path, view.mark)
             retire(state)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.budget import promote, read_cold
+from monolith_kv.calls import acknowledge, log_call
 from monolith_kv.published import Compaction
 from monolith_kv.state import StoreState, TableEntry
 
@@ -86,6 +87,9 @@ class Compactor:
                         break
                     removed, bytes_freed = self._advance(current, step)
                     expired, freed = expired + removed, freed + bytes_freed
+            log = state.log
+            if expired and log is not None:
+                acknowledge(state, log, log.size)
             if finished:
                 self._pass = None
                 if expired and state.overflow is not None:
@@ -151,7 +155,8 @@ class Compactor:
                     fids = np.concatenate([fids, gone])
                 log = state.open_log()
                 if log is not None and len(fids):
-                    log.remove(entry.id, fids)
+                    removing = fids
+                    log_call(state, log, lambda log: log.remove(entry.id, removing))
                 removed = len(core.expire(fids, now))
         else:
             fids, _, cursor = core.expired(step.cursor, now)

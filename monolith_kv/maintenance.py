@@ -1,7 +1,8 @@
 """The background: one thread that seals, compacts in slices and prefetches.
 
-What it fails at is kept for the next call to raise. It waits on the monotonic clock, so that a
-clock that jumps neither stalls it nor makes it run wild.
+What it fails at is kept for the next call to raise; while a due seal fails, calls of a store that
+is open "interval" are refused, so that a crash loses no more than the interval. It waits on the
+monotonic clock, so that a clock that jumps neither stalls it nor makes it run wild.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ SLICE_MAX_S = 0.02  # Of compaction, in one go.
 SLICE_SHARE = 0.05  # Of the time between two slices.
 SLICES_PER_INTERVAL = 20
 PAUSE_MAX_S = 1.0
+RETRY_S = 5.0  # A seal that fails is tried again after so long, or its interval.
 PREFETCH_IDS = 4096
 PREFETCH_QUEUE_MAX = 64
 
@@ -87,8 +89,9 @@ class Maintenance:
             if state.failure is not None:
                 return sealed
             if now - sealed >= interval:
+                sealed = now - max(0.0, interval - RETRY_S)  # If it fails.
+                self._seal()
                 sealed = now
-                seal(state, None)
                 with state.files:
                     retire(state)
             elif self._may_compact():
@@ -97,6 +100,14 @@ class Maintenance:
             if not self._stop.is_set():
                 state.background_error = error
         return sealed
+
+    def _seal(self) -> None:
+        try:
+            seal(self._state, None)
+        except Exception as error:
+            self._state.overdue = error
+            raise
+        self._state.overdue = None  # There may have been nothing left to seal.
 
     def _may_compact(self) -> bool:
         return any(

@@ -203,6 +203,7 @@ def _settle(state: StoreState, plan: Plan) -> None:
         state.dense.is_pending = False
     del state.instants[: len(plan.includes)]
     state.is_log_whole = True
+    state.overdue = None
     if isinstance(state.background_error, StoreFullError):
         state.background_error = None  # There is room again, and nothing was lost.
     if state.is_manifest_durable:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv._table import Barrier, TableCore
-from monolith_kv.errors import ClosedError, Error, ForkedError, ReadOnlyError
+from monolith_kv.errors import ClosedError, Error, ForkedError, ReadOnlyError, StoreFullError
 from monolith_kv.schema import TableSchema
 from monolith_kv.storage import marks
 from monolith_kv.storage.call_log import CallLogWriter
@@ -177,6 +177,7 @@ class StoreState:
         self.failure: Exception | None = None  # Writing was given up.
         self.rescue: Callable[[StoreState], None] | None = None  # See checkpoint.
         self.background_error: Exception | None = None
+        self.overdue: Exception | None = None  # What the seal that is due has failed at.
         self.lost: list[dict[str, Any]] = []
         # Digests of snapshots taken since the last seal, whose content the next delta covers.
         self.instants: list[str] = []
@@ -215,6 +216,18 @@ class StoreState:
             self.check()
             self.rescue(self)
         self.check_writable()
+
+    def admit_change(self) -> None:
+        """Admit, but in "interval" not while a due seal fails: the call might be lost too late."""
+        self.admit()
+        error = self.overdue
+        if error is None or self.settings.durability != "interval":
+            return
+        kind = StoreFullError if isinstance(error, StoreFullError) else Error
+        raise kind(
+            f"{self.path}: the seal that is due fails, more calls would not be safe within "
+            f"delta_interval; it is tried again, calls go on when it succeeds: {error}"
+        ) from error
 
     def check_writable(self) -> None:
         """Raise also ReadOnlyError, and what writing or the background has failed at."""

@@ -461,7 +461,7 @@ class Table:
         return self._entry
 
     def _writable(self) -> TableEntry:
-        self._state.admit()
+        self._state.admit_change()
         if self._entry.dropped:
             raise ClosedError(f"table {self.name} was dropped")
         return self._entry

@@ -81,6 +81,19 @@ def test_a_call_whose_log_was_closed_before_its_flush_is_not_acknowledged(
         table.push(IDS, ONES)
 
 
+def test_what_compact_removed_stays_removed_over_a_power_cut(
+    folder: Path, options: dict[str, Any], clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushes: list[int] = []
+    with mkv.open(folder / "s", durability="sync", **options) as store:
+        table = store.create_table("t", 2, ttl=10)
+        table.upsert(IDS, ONES)
+        clock.advance(10)
+        monkeypatch.setattr(files, "sync_file", flushes.append)
+        assert store.compact().expired == len(IDS)
+        assert len(flushes) == 1
+
+
 # --- order of steps ------------------------------------------------------------------------------
 
 

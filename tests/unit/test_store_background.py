@@ -98,6 +98,44 @@ def test_what_it_fails_at_the_next_call_raises_and_then_it_goes_on(
         assert table.contains(u64([1, 4])).all()
 
 
+@pytest.mark.parametrize("durability", ["interval", "batch"])
+def test_no_call_is_acknowledged_past_the_interval_while_seals_fail(
+    store_dir: Path, clock: ManualClock, durability: str
+) -> None:
+    with mkv.open(store_dir, delta_interval=OFTEN, clock=clock, durability=durability) as store:
+        table = store.create_table("t", 1)
+        until(lambda: store.sequence == 1)
+        deltas, aside = store_dir / "deltas", store_dir / "aside"
+        deltas.rename(aside)
+        deltas.write_text("in the way")
+        table.upsert(u64([1]), ones(1))
+        until(lambda: store.stats()["background"]["error"] is not None)
+        acknowledged = 0
+        for fid in range(2, 22):
+            with contextlib.suppress(OSError, mkv.Error):
+                table.upsert(u64([fid]), ones(1))
+                acknowledged += 1
+        # A call log has them all the same: there each error is raised once.
+        assert (acknowledged == 0) is (durability == "interval")
+        assert table.lookup(u64([1])).any()
+        deltas.unlink()
+        aside.rename(deltas)
+        until(lambda: store.sequence >= 2)
+        with contextlib.suppress(OSError, mkv.Error):
+            table.upsert(u64([30]), ones(1))
+        table.upsert(u64([31]), ones(1))
+
+
+def test_a_seal_that_succeeds_lets_calls_go_on_at_once(store_dir: Path, clock: ManualClock) -> None:
+    with mkv.open(store_dir, delta_interval="1h", clock=clock) as store:
+        table = store.create_table("t", 1)
+        store._state.overdue = mkv.StoreFullError("no room")
+        with pytest.raises(mkv.StoreFullError, match="the seal that is due fails"):
+            table.upsert(u64([1]), ones(1))
+        assert store.seal() is not None
+        table.upsert(u64([1]), ones(1))
+
+
 def test_without_an_interval_nothing_goes_on_behind_the_back(
     store_dir: Path, clock: ManualClock
 ) -> None:
