@@ -134,6 +134,9 @@ cdef class Views(Records):
             for i in range(SHARDS):
                 shard = &self.shards[i]
                 parts.append(fids_in(&shard.touched))
+                # No delta has these before the seal that is under way is done.
+                if shard.is_sealing:
+                    parts.append(fids_in(&shard.seal_fids))
         finally:
             self.unlock_all()
         return np.unique(np.concatenate(parts))

@@ -64,6 +64,40 @@ def test_a_log_whose_end_could_not_be_written_goes_on(
     store.close()
 
 
+@pytest.mark.parametrize("error", [no_space, broken_disk])
+@pytest.mark.parametrize("durability", ["batch", "sync"])
+def test_a_call_that_the_log_refuses_changes_nothing(
+    folder: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    durability: str,
+    error: Callable[[], OSError],
+) -> None:
+    store = mkv.open(folder / "s", durability=durability, **options)
+    table = make_table(store)
+    table.upsert(IDS[:10], ONES[:10])
+    calls: list[Callable[[], object]] = [
+        lambda: table.push(IDS, ONES),
+        lambda: table.pull(IDS),
+        lambda: table.upsert(IDS, 2 * ONES),
+        lambda: table.remove(IDS[:3]),
+        lambda: store.create_table("u", 1),
+        lambda: store.drop_table("t"),
+    ]
+    for call in calls:
+        before = store.digest()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_all", lambda *_: (_ for _ in ()).throw(error()))
+            with pytest.raises((mkv.StoreFullError, OSError)):
+                call()
+        assert store.digest() == before
+        assert set(store.tables) == {"t"}
+    for call in calls:
+        call()
+    assert set(store.tables) == {"u"}
+    store.close()
+
+
 def test_a_call_whose_log_was_closed_before_its_flush_is_not_acknowledged(
     folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,3 +332,33 @@ def test_a_loss_is_reported_by_the_next_opening_when_one_is_killed_before_it_tel
         mkv.open(folder / "k", **options).close()
     with pytest.warns(mkv.DataLossWarning):
         mkv.open(folder / "killed", **options).close()
+
+
+# --- rot in the overflow tier --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["interval", "batch"])
+def test_a_damaged_record_that_no_delta_has_is_refused_and_opening_again_recovers(
+    folder: Path, options: dict[str, Any], durability: str
+) -> None:
+    options = {**options, "durability": durability, "memory_limit": "64KiB"}
+    store = mkv.open(folder / "s", **options)
+    table = store.create_table("t", 64)
+    many = u64(range(2_000))
+    sealed, unsealed = np.zeros((2_000, 64), np.float32), np.ones((2_000, 64), np.float32)
+    table.upsert(many, sealed)
+    store.seal()
+    table.upsert(many, unsealed)
+    tier, entry = store._state.overflow, store._state.tables["t"]
+    assert tier is not None
+    lost = entry.core.cold(many)[:3]
+    tier.forget(entry.id, lost)  # As good as damaged: it is looked for, and not there.
+    for call in (lambda: table.pull(lost), lambda: table.lookup(lost), store.seal, store.snapshot):
+        with pytest.raises(mkv.CorruptionError, match="changed since the last seal"):
+            call()
+    with reopened(store, folder / "k", options) as again:
+        expected = unsealed if durability == "batch" else sealed
+        np.testing.assert_array_equal(again.table("t").lookup(many), expected)
+        assert bool(again.stats()["lost"]) is (durability == "interval")
+    with pytest.raises(mkv.CorruptionError):
+        store.close()

@@ -218,3 +218,12 @@ def test_a_lock_ends_with_its_process_though_a_forked_child_lives_on(folder: Pat
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.wait(60) == -signal.SIGKILL
         files.FolderLock(str(folder)).release()
+
+
+def test_a_temporary_file_is_new_or_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.os, "urandom", bytes)
+    fd, temporary = files.create_temporary(str(folder / "name"))
+    with pytest.raises(FileExistsError):
+        files.create_temporary(str(folder / "name"))
+    os.close(fd)
+    os.unlink(temporary)
