@@ -30,6 +30,17 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 SHELL_TIMEOUT_S = 120
 
 
+def test_tests_that_the_documentation_names_are_there():
+    count = 0
+    for page in (ROOT / "docs").rglob("*.md"):
+        for file, name in re.findall(r"([\w/]+/test_\w+\.py)(?:::(\w+))?", page.read_text()):
+            path = ROOT / "tests" / file.removeprefix("tests/")
+            assert path.exists(), f"{page.name}: {file}"
+            assert f"def {name}" in path.read_text(), f"{page.name}: {file}::{name}"
+            count += 1
+    assert count > 30
+
+
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
     """The working folder of one page, with the console commands in front of the path."""
