@@ -4,6 +4,7 @@ What must hold: a delta is verified as a whole before anything changes; the repl
 its own durable copy before memory has its rows, so that position and rows are durable together.
 """
 
+import contextlib
 import os
 from typing import Any
 
@@ -42,7 +43,11 @@ def apply_delta(state: StoreState, path: str) -> bool:
             _name_delta(state, copy, name, own)
             load_delta(state, copy)
         except BaseException:
-            if state.manifest is found:
+            if state.manifest is not found:
+                # Memory has a part of it, as whole rows: applied again, it has all.
+                with contextlib.suppress(Error, OSError):
+                    commit(state, **{k: v for k, v in vars(found).items() if k != "clock_high"})
+            if state.manifest.sequence == found.sequence:
                 drop_file(state, own)
             raise
         finally:
@@ -161,6 +166,7 @@ def promote_replica(state: StoreState) -> None:
             clean=False,
             first_call_log=max(found.first_call_log, state.next_log),
         )
+        state.check_durable()
         state.mode = "rw"
 
 

@@ -137,7 +137,7 @@ def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.ui
     if len(np.setdiff1d(missing, fids)):
         raise CorruptionError(
             f"{overflow.folder}: {len(missing)} records of table {entry.schema.name} are damaged "
-            "or gone, and were changed since the last seal; close the store and open it again, "
+            "or gone, and no good file has their last state; close the store and open it again, "
             "it recovers from snapshot and log",
             overflow.folder,
         )

@@ -47,9 +47,9 @@ def commit(state: StoreState, **changes: Any) -> None:
         if not is_made:
             raise
         state.background_error = state.background_error or error
-        state.is_manifest_durable = False
+        state.manifest_error = error
     else:
-        state.is_manifest_durable = True
+        state.manifest_error = None
     state.manifest = changed
 
 

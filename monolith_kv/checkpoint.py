@@ -236,4 +236,5 @@ def rescue(state: StoreState) -> None:
             lineage = state.manifest.lineage
             commit(state, lineage=lineage.begin(after=state.manifest.sequence))
             write_snapshot(state, None, None, first_call_log=first)
+            state.check_durable()
             state.failure = None

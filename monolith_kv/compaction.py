@@ -161,6 +161,8 @@ class Compactor:
         else:
             fids, _, cursor = core.expired(step.cursor, now)
             removed = len(core.expire(fids, now))
+        if removed:
+            state.mark_unsealed()
         step.cursor = cursor
         step.removed += removed
         if cursor < 0:

@@ -80,6 +80,7 @@ class DenseParameters(Mapping[str, NDArray[Any]]):
             )
             if old.get("name") not in (None, entry["name"]):
                 drop_file(state, dense.path_of(state.path, old["name"]))
+            state.check_durable()
             return state.dense.version
 
     def __getitem__(self, name: str) -> NDArray[Any]:

@@ -107,6 +107,7 @@ def _begin(state: StoreState, found: Manifest) -> None:
                 }
             )
     commit(state, lineage=lineage, clean=False)
+    state.check_durable()
     remove_unnamed(state)
     try:
         report_losses(state)

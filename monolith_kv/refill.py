@@ -1,6 +1,7 @@
 """Rows whose record in the overflow tier is damaged, taken from snapshot and deltas again."""
 
-import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,28 +31,26 @@ def refill(state: StoreState, entry: TableEntry, fids: NDArray[np.uint64]) -> ND
     wanted = np.setdiff1d(fids, entry.core.touched_fids())
     latest: dict[int, NDArray[Any]] = {}
     if len(wanted):
-        for reader in _readers(state):
-            with contextlib.suppress(Error):  # What is damaged, too, does not help.
-                _collect(entry, reader, wanted, latest)
+        for open_file in _openers(state):
+            try:
+                _collect(entry, open_file(), wanted, latest)
+            except (Error, OSError):
+                latest.clear()  # It may have had later states of rows that were found so far.
     if not latest:
         return entry.rows_of(NO_RECORDS)
     return np.concatenate([latest[fid] for fid in sorted(latest)])
 
 
-def _readers(state: StoreState) -> list[SnapshotReader | DeltaReader]:
-    found = state.manifest
-    readers: list[SnapshotReader | DeltaReader] = []
-    sequence = 0
+def _openers(state: StoreState) -> Iterator[Callable[[], SnapshotReader | DeltaReader]]:
+    """Yield what opens the newest snapshot and the deltas after it, in order."""
+    found, sequence = state.manifest, 0
     if found.snapshots:
         newest = found.snapshots[-1]
         sequence = newest["sequence"]
-        with contextlib.suppress(Error, OSError):
-            readers.append(SnapshotReader(snapshot_path(state.path, newest["name"])))
+        yield partial(SnapshotReader, snapshot_path(state.path, newest["name"]))
     for entry in found.deltas:
         if entry["sequence"] > sequence:
-            with contextlib.suppress(Error, OSError):
-                readers.append(DeltaReader(delta_path(state.path, entry["name"])))
-    return readers
+            yield partial(DeltaReader, delta_path(state.path, entry["name"]))
 
 
 def _collect(

@@ -159,7 +159,8 @@ class StoreState:
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.manifest = Manifest()  # Replaced as a whole. Guarded by files.
         self.manifest_before: Manifest | None = None  # Set while a delta's rows are loaded.
-        self.is_manifest_durable = True  # Else an older one, and its files, may come back.
+        # What its flush has failed at: an older one, and its files, may come back.
+        self.manifest_error: Exception | None = None
         # Replaced as a whole, so that readers need no lock. Guarded by mutex.
         self.tables: dict[str, TableEntry] = {}
         self.next_table_id = 1
@@ -246,6 +247,18 @@ class StoreState:
                 f"{self.path} can no longer be written after {self.failure!r}; close it, check "
                 "the disk and open it again"
             ) from self.failure
+
+    @property
+    def is_manifest_durable(self) -> bool:
+        """Whether the manifest is known to survive a power cut."""
+        return self.manifest_error is None
+
+    def check_durable(self) -> None:
+        """Refuse to acknowledge what a power cut may take, though it was made and counts."""
+        if self.manifest_error is not None:
+            if self.background_error is self.manifest_error:
+                self.background_error = None  # It is told now.
+            raise self.manifest_error
 
     def raise_background(self) -> None:
         """Raise, once, what the background has failed at."""

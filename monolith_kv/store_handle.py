@@ -256,7 +256,10 @@ class Store:
             The cursor is no JSON object.
         """
         state = self._writable()
-        return seal(state, None if cursor is None else as_cursor(cursor))
+        delta = seal(state, None if cursor is None else as_cursor(cursor))
+        if delta is not None:
+            state.check_durable()
+        return delta
 
     def deltas(self, after: int = 0) -> Iterator[Delta]:
         """Return the published deltas with sequence > `after`, in order.
@@ -372,7 +375,10 @@ class Store:
         if state.mode == "rw":
             state.admit()
         state.raise_background()
-        return write_snapshot(state, None if path is None else as_path(path), progress)
+        made = write_snapshot(state, None if path is None else as_path(path), progress)
+        if path is None:
+            state.check_durable()
+        return made
 
     def snapshots(self) -> list[Snapshot]:
         """Return the snapshots under the store, oldest first."""

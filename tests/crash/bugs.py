@@ -38,6 +38,8 @@ UNFLUSHED = f"{CRASH}/test_unflushed.py"
 POWER_CUT = f"{UNFLUSHED}::test_a_power_cut_at_any_flush_leaves_what_the_mode_promises"
 DELTAS = f"{UNIT}/test_store_deltas.py"
 PROMISES = f"{UNIT}/test_promises.py"
+FLUSH = f"{UNIT}/test_manifest_flush.py"
+ROT = f"{UNIT}/test_overflow_rot.py"
 LOG_FILE = f"{UNIT}/storage/test_log_file.py"
 
 WRITING = [
@@ -193,9 +195,17 @@ WRITING = [
         "deleted-on-doubt",
         "files are deleted though the manifest's own flush has failed",
         "monolith_kv/catalog.py",
-        "        state.is_manifest_durable = False\n",
-        "        state.is_manifest_durable = True\n",
-        f"{PROMISES}::test_nothing_is_deleted_while_the_old_manifest_may_come_back",
+        "        state.manifest_error = error\n",
+        "        state.manifest_error = None\n",
+        f"{FLUSH}::test_nothing_is_deleted_while_the_old_manifest_may_come_back",
+    ),
+    bug(
+        "doubt-acknowledged",
+        "a seal returns as if nothing were, though the manifest's own flush has failed",
+        "monolith_kv/store_handle.py",
+        "        if delta is not None:\n            state.check_durable()\n",
+        "",
+        f"{FLUSH}::test_what_may_not_survive_a_power_cut_is_not_acknowledged",
     ),
     bug(
         "temporary-not-exclusive",
@@ -346,6 +356,22 @@ ROWS = [
         "    for i in range(count if status == STATUS_OK else 0):\n",
         "    for i in range(0 if status == STATUS_OK else count):\n",
         f"{UNIT}/test_sealing.py::test_a_seal_that_failed_counts_in_the_next",
+    ),
+    bug(
+        "older-sealed",
+        "while a seal is written, a damaged row is taken from the seal before",
+        "cython_src/_views.pyx",
+        "                if shard.is_sealing:\n",
+        "                if False:\n",
+        f"{ROT}::test_a_damaged_record_that_no_delta_has_is_refused_and_opening_again_recovers",
+    ),
+    bug(
+        "older-refilled",
+        "a damaged row is taken from before a damaged delta that may have it",
+        "monolith_kv/refill.py",
+        "                latest.clear()",
+        "                pass",
+        f"{ROT}::test_a_damaged_record_is_never_filled_from_before_a_damaged_delta",
     ),
     bug(
         "jump-empties",

@@ -13,7 +13,7 @@ from faulty import broken_disk, no_space
 from model import ManualClock
 
 import monolith_kv as mkv
-from monolith_kv import opening
+from monolith_kv import applying, opening
 from monolith_kv.storage import files
 from monolith_kv.storage.call_log import CallLogWriter
 
@@ -126,54 +126,6 @@ def test_what_compact_removed_stays_removed_over_a_power_cut(
         monkeypatch.setattr(files, "sync_file", flushes.append)
         assert store.compact().expired == len(IDS)
         assert len(flushes) == 1
-
-
-# --- order of steps ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("durability", ["interval", "batch"])
-def test_nothing_is_deleted_while_the_old_manifest_may_come_back(
-    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, durability: str
-) -> None:
-    # The folder's fsync fails behind the rename: after a power cut either manifest may be there.
-    options = {**options, "durability": durability, "delta_retention": 0, "snapshots_kept": 1}
-    store = mkv.open(folder / "s", **options)
-    table = make_table(store)
-    table.upsert(IDS, ONES)
-    store.seal()
-    store.snapshot()
-    table.push(IDS, ONES)
-    store.dense.publish({"w": np.ones(2)})
-    before = folder / "before"
-    shutil.copytree(store.path, before)
-    sync = files.fsync_folder
-
-    def fail(path: str) -> None:
-        if path == store.path:
-            raise broken_disk()
-        sync(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "fsync_folder", fail)
-        for change in (
-            store.seal,
-            store.snapshot,
-            lambda: store.dense.publish({"w": np.ones(3)}),
-        ):
-            for _ in range(2):  # The first one raises what the change before it has left.
-                try:
-                    change()
-                except OSError:
-                    continue
-        after = folder / "after"
-        shutil.copytree(store.path, after)
-    shutil.copy(before / "MANIFEST", after / "MANIFEST")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", mkv.DataLossWarning)
-        with mkv.open(before, **options) as old, mkv.open(after, **options) as back:
-            assert back.digest() == old.digest()
-            assert back.dense.version == old.dense.version
-    store.close()
 
 
 # --- rot in a snapshot that nothing else leads to ------------------------------------------------
@@ -334,31 +286,45 @@ def test_a_loss_is_reported_by_the_next_opening_when_one_is_killed_before_it_tel
         mkv.open(folder / "killed", **options).close()
 
 
-# --- rot in the overflow tier --------------------------------------------------------------------
+# --- other things that meet -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("durability", ["interval", "batch"])
-def test_a_damaged_record_that_no_delta_has_is_refused_and_opening_again_recovers(
-    folder: Path, options: dict[str, Any], durability: str
+def test_a_delta_that_memory_had_no_room_for_can_be_applied_again(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**options, "durability": durability, "memory_limit": "64KiB"}
     store = mkv.open(folder / "s", **options)
-    table = store.create_table("t", 64)
-    many = u64(range(2_000))
-    sealed, unsealed = np.zeros((2_000, 64), np.float32), np.ones((2_000, 64), np.float32)
-    table.upsert(many, sealed)
+    table = make_table(store)
+    table.upsert(IDS, ONES)
+    first = store.seal()
+    table.push(IDS, ONES)
+    second = store.seal()
+    assert first is not None
+    assert second is not None
+    with mkv.open(folder / "r", mode="replica", **options) as replica:
+        replica.apply(first)
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(applying, "load_delta", fail)
+            with pytest.raises(MemoryError):
+                replica.apply(second)
+        assert replica.sequence == 1
+        assert replica.apply(second)
+        assert replica.digest() == store.digest()
+    store.close()
+
+
+def test_what_compact_removed_is_reported_when_a_crash_brings_it_back(
+    folder: Path, options: dict[str, Any], clock: ManualClock
+) -> None:
+    store = mkv.open(folder / "s", **options)
+    store.create_table("t", 2, ttl=10).upsert(IDS, ONES)
     store.seal()
-    table.upsert(many, unsealed)
-    tier, entry = store._state.overflow, store._state.tables["t"]
-    assert tier is not None
-    lost = entry.core.cold(many)[:3]
-    tier.forget(entry.id, lost)  # As good as damaged: it is looked for, and not there.
-    for call in (lambda: table.pull(lost), lambda: table.lookup(lost), store.seal, store.snapshot):
-        with pytest.raises(mkv.CorruptionError, match="changed since the last seal"):
-            call()
-    with reopened(store, folder / "k", options) as again:
-        expected = unsealed if durability == "batch" else sealed
-        np.testing.assert_array_equal(again.table("t").lookup(many), expected)
-        assert bool(again.stats()["lost"]) is (durability == "interval")
-    with pytest.raises(mkv.CorruptionError):
-        store.close()
+    clock.advance(10)
+    assert store.compact().expired == len(IDS)
+    shutil.copytree(store.path, folder / "k")
+    with pytest.warns(mkv.DataLossWarning):
+        mkv.open(folder / "k", **options).close()
+    store.close()
