@@ -306,8 +306,9 @@ class LogReader:
     Notes
     -----
     A tail is torn where a record does not verify, does not lie below what a good record states as
-    durable, and no good record comes behind it -- or where one does, but a whole sector in between
-    was never written: after a power cut later blocks may have reached the disk before earlier ones.
+    durable, and no good record comes behind it -- or where one does, but a sector in between was
+    never written, or not since the record began in it: after a power cut later blocks may have
+    reached the disk before earlier ones.
     One reader serves one iteration at a time. Reads what was there when it was opened.
     """
 
@@ -430,7 +431,10 @@ class LogReader:
         return None
 
     def _has_hole(self, start: int, end: int) -> bool:
-        """Tell whether a whole sector that overlaps [start, end) is zero."""
+        """Tell whether zeros run from `start` to the end of its sector, or fill a later one."""
+        rest = _read_at(self._fd, start, SECTOR_BYTES - start % SECTOR_BYTES)
+        if not any(rest):  # The sector is from before this record; its header is never all zeros.
+            return True
         first, last = start // SECTOR_BYTES, -(-end // SECTOR_BYTES)
         for offset in range(first * SECTOR_BYTES, last * SECTOR_BYTES, SCAN_BYTES):
             data = _read_at(self._fd, offset, min(SCAN_BYTES, last * SECTOR_BYTES - offset))

@@ -364,6 +364,19 @@ def test_sectors_that_a_power_cut_left_unwritten_are_a_torn_tail(folder: Path) -
     assert torn == (ends[0], ends[2] - ends[0], 2)
 
 
+def test_a_sector_that_a_power_cut_left_at_an_earlier_record_is_a_torn_tail(folder: Path) -> None:
+    # Four records in two sectors: of the first one an early version reached the disk, of the
+    # second one the last.
+    log = begin(folder)
+    ends = [append(log, b"\x11" * 200) for _ in range(4)]
+    log.close(clean=False)
+    assert ends[0] < SECTOR_BYTES < ends[1] < ends[2]
+    damage(folder, ends[0], bytes(SECTOR_BYTES - ends[0]))
+    payloads, torn = read(folder)
+    assert len(payloads) == 1
+    assert torn == (ends[0], ends[3] - ends[0], 3)
+
+
 def test_less_than_a_sector_of_zeros_is_rot(folder: Path) -> None:
     log = begin(folder)
     ends = [append(log, b"\x11" * (4 * SECTOR_BYTES)) for _ in range(3)]
