@@ -90,6 +90,8 @@ class Compactor:
             log = state.log
             if expired and log is not None:
                 acknowledge(state, log, log.size)
+            elif expired:
+                state.mark_unsealed()
             if finished:
                 self._pass = None
                 if expired and state.overflow is not None:

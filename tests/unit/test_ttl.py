@@ -1,6 +1,7 @@
 """TTL: what a compaction takes is exact to the second, and a clock that jumps does no harm."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,18 @@ def test_expired_rows_are_removals_of_the_next_delta(store_dir: Path, clock: Man
         store.compact()
         delta = store.seal()
         assert (delta.rows, delta.removals) == (0, 5)
+
+
+def test_a_crash_that_takes_a_compaction_back_is_told(store_dir: Path, clock: ManualClock) -> None:
+    killed = store_dir.parent / "killed"
+    with opened(store_dir, clock) as store:
+        filled(store, "t", 10, [1])
+        store.seal()
+        clock.advance(10)
+        assert store.compact().expired == 1
+        shutil.copytree(store_dir, killed)
+    with pytest.warns(mkv.DataLossWarning), opened(killed, clock) as store:
+        assert 1 in store.table("t")
 
 
 def test_an_expired_id_comes_back_fresh(store_dir: Path, clock: ManualClock) -> None:
