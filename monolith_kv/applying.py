@@ -53,6 +53,7 @@ def apply_delta(state: StoreState, path: str) -> bool:
         finally:
             state.manifest_before = None
         state.partial = None
+        state.is_log_whole = True
         state.instants.clear()
         return True
 

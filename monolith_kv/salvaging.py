@@ -70,12 +70,13 @@ def _write(state: StoreState, folder: str) -> None:
     state.manifest = Manifest(
         uuid=os.urandom(16).hex(),
         lineage=Lineage().begin(after=0),
-        sequence=found.sequence,
+        sequence=max(found.sequence, 1),  # No deltas lead here from an empty store.
         cursor=found.cursor,
         tables=state.tables_json(),
         next_table_id=state.next_table_id,
     )
     state.next_log = 1
+    state.is_log_whole = False
     write_snapshot(state, None, None)
 
 
