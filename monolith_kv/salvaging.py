@@ -123,9 +123,15 @@ def _newest_epochs(paths: Iterable[str]) -> list[str]:
 
 
 def _gather_base(state: StoreState, paths: list[str], problems: list[str]) -> int:
-    """Load the newest snapshot that is whole, or what is good of the newest; its sequence."""
+    """Load the newest snapshot that is whole, or what is good of the newest; its sequence.
+
+    Parameters
+    ----------
+    paths : list of str
+        Oldest first. Names do not tell the order of several at one sequence.
+    """
     chosen = ""
-    for path in sorted(paths, reverse=True):
+    for path in reversed(paths):
         chosen = chosen or path
         try:
             snapshot.SnapshotReader(path).verify()

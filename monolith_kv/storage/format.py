@@ -282,7 +282,7 @@ DENSE_FOLDER = "dense"
 OVERFLOW_FOLDER = "overflow"
 
 DELTA_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})\.delta")
-SNAPSHOT_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})(?:-[0-9]{6,})?\.snapshot")
+SNAPSHOT_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})(?:-([0-9]{6,}))?\.snapshot")
 CALLS_PATTERN = re.compile(r"([0-9]{20})\.calls")
 SIGHTINGS_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})\.sightings")
 DENSE_PATTERN = re.compile(r"([0-9]{20})\.safetensors")

@@ -63,9 +63,12 @@ def path_of(root: str, name: str) -> str:
 
 
 def names(root: str) -> list[str]:
-    """Return the names of all snapshot files under the store, sorted by sequence, then epoch."""
+    """Return the names of all snapshot files under the store, oldest first."""
     found = files.list_names(os.path.join(root, SNAPSHOT_FOLDER))
-    return [name for name in found if SNAPSHOT_PATTERN.fullmatch(name)]
+    matches = filter(None, map(SNAPSHOT_PATTERN.fullmatch, found))
+    return [
+        m[0] for m in sorted(matches, key=lambda m: tuple(int(part or 0) for part in m.groups()))
+    ]
 
 
 class SnapshotWriter(ContentsWriter):

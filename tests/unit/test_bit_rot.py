@@ -207,6 +207,30 @@ def test_a_salvaged_store_whose_snapshot_is_damaged_does_not_start_empty(
         opened(folder / "saved", **options)
 
 
+@pytest.mark.parametrize("lost", ["MANIFEST", "deltas"])
+def test_salvage_begins_with_the_later_of_two_snapshots_of_one_sequence(
+    folder: Path, options: dict[str, Any], lost: str
+) -> None:
+    with mkv.open(folder / "s", **options) as store:
+        fill(store, 1.0)
+        store.seal()
+        store.snapshot()
+        fill(store, 2.0)
+        store.snapshot()
+        expected = store.table("t").lookup(IDS)
+        fill(store, 3.0)
+        store.seal()
+        copy = crashed(store, folder / "k")
+    for path in [copy / lost] if lost == "MANIFEST" else (copy / lost).iterdir():
+        path.unlink()
+    assert mkv.salvage(copy, folder / "saved") != []
+    with mkv.open(folder / "saved", **options) as store:
+        if lost == "deltas":
+            np.testing.assert_array_equal(store.table("t").lookup(IDS), expected)
+        else:
+            assert (store.table("t").lookup(IDS) == 3.0).all()
+
+
 @pytest.mark.parametrize("published", ["dense", "sightings"])
 def test_a_store_that_lost_its_manifest_is_not_taken_for_a_new_one(
     folder: Path, options: dict[str, Any], published: str
