@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv._checksum import crc32c
-from monolith_kv.errors import ClosedError, StoreFullError
+from monolith_kv.errors import ClosedError, CorruptionError, StoreFullError
 from monolith_kv.storage import files
 
 if TYPE_CHECKING:
@@ -159,10 +159,16 @@ class OverflowTier:
             size = self._sizes.get(table, 0)
             if not len(distinct) or not size:
                 return np.empty((0, size), np.uint8), np.empty(0, np.int64)
-            with env.begin(buffers=True) as txn:
-                pairs = txn.cursor().getmulti(list(_slices(_keys(table, distinct))))
-                found, records = self._good(pairs, size)
-                del pairs
+            try:
+                with env.begin(buffers=True) as txn:
+                    pairs = txn.cursor().getmulti(list(_slices(_keys(table, distinct))))
+                    found, records = self._good(pairs, table, size)
+                    del pairs
+            except _page_errors():
+                self.corrupt += len(distinct)
+                return np.empty((0, size), np.uint8), np.empty(0, np.int64)
+        is_wanted = np.isin(found, distinct)
+        found, records = found[is_wanted], records[is_wanted]
         where = np.full(len(distinct), -1, np.int64)
         where[np.searchsorted(distinct, found)] = np.arange(len(found))
         rows = where[inverse]
@@ -222,13 +228,16 @@ class OverflowTier:
             while fid < FID_MAX and size:
                 first = _keys(table, np.full(1, fid + 1, np.uint64)).tobytes()
                 pairs = _take(cursor, first, last, limit) if cursor.set_range(first) else []
+                fids, records = self._good(pairs, table, size)
                 if not pairs:
                     break
-                fid = int(np.frombuffer(pairs[-1][0], KEY)["fid"][0])
-                fids, records = self._good(pairs, size)
+                reached = _keys_of(pairs[-1:])
                 del pairs
-                if len(fids):
-                    return fids, records
+                is_next = fids > fid if fid >= 0 else np.ones(len(fids), np.bool_)
+                if is_next.any():
+                    return fids[is_next], records[is_next]
+                # A damaged key does not tell where it stands: go on behind the one before.
+                fid = max(fid + 1, int(reached["fid"][0]) if len(reached) else 0)
         return none
 
     # --- size ------------------------------------------------------------------------------
@@ -286,7 +295,14 @@ class OverflowTier:
         with self._lock:
             if self._env is None:
                 raise ClosedError(f"the overflow tier {self.folder} is closed")
-            yield self._env
+            try:
+                yield self._env
+            except _page_errors() as error:
+                raise CorruptionError(
+                    f"{self.folder}: LMDB cannot read its own pages: {error}; close the store and "
+                    "open it again, it makes the tier anew from snapshot and log",
+                    self.folder,
+                ) from error
 
     @contextlib.contextmanager
     def _writing(self, env: "lmdb.Environment", need_bytes: int) -> Iterator[Any]:
@@ -315,15 +331,17 @@ class OverflowTier:
                     raise
                 self._grow(env, FORGET_ROOM_BYTES)
 
-    def _good(self, pairs: list[tuple[Any, Any]], size: int) -> tuple[Fids, Records]:
-        """Copy the pairs that verify out of the map; count the others."""
+    def _good(
+        self, pairs: list[tuple[Any, Any]], table: int, size: int
+    ) -> tuple[Fids, Records]:
+        """Copy the pairs of this table that verify out of the map; count the others."""
         width = CRC_BYTES + size
-        kept = [pair for pair in pairs if len(pair[1]) == width]
-        keys = np.frombuffer(b"".join(key for key, _ in kept), KEY)
+        kept = [pair for pair in pairs if len(pair[1]) == width and len(pair[0]) == KEY.itemsize]
+        keys = _keys_of(kept)
         values = np.frombuffer(b"".join(value for _, value in kept), np.uint8)
         values = values.reshape(len(kept), width)
         stored = np.ascontiguousarray(values[:, :CRC_BYTES]).view("<u4").reshape(-1)
-        good = stored == _checksums(keys, values)
+        good = (stored == _checksums(keys, values)) & (keys["table"] == table)
         self.corrupt += len(pairs) - int(good.sum())
         return keys["fid"][good].astype(np.uint64), values[good, CRC_BYTES:]
 
@@ -339,6 +357,24 @@ def _take(cursor: Any, first: bytes, last: bytes, limit: int) -> list[tuple[Any,
 
 def _is_map_full(error: BaseException) -> bool:
     return type(error.__cause__).__name__ == "MapFullError"
+
+
+def _page_errors() -> tuple[type[Exception], ...]:
+    """What LMDB raises where its own pages make no sense."""
+    import lmdb
+
+    return (
+        lmdb.BadTxnError,
+        lmdb.CorruptedError,
+        lmdb.CursorFullError,
+        lmdb.PageFullError,
+        lmdb.PageNotFoundError,
+        lmdb.PanicError,
+    )
+
+
+def _keys_of(pairs: list[tuple[Any, Any]]) -> NDArray[Any]:
+    return np.frombuffer(b"".join(key for key, _ in pairs if len(key) == KEY.itemsize), KEY)
 
 
 def _keys(table: int, fids: Fids) -> NDArray[Any]:

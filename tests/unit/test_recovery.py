@@ -167,6 +167,10 @@ def test_damaged_records_of_the_overflow_tier_are_filled_again_from_the_log(
         lost = many[1_000:1_100]
         overflow.forget(store._state.tables["t"].id, lost)
         assert store.verify() != []
+        with monkeypatch.context() as patch:
+            # LMDB's own pages may be damaged: what is put there does not come back.
+            patch.setattr(overflow, "put", lambda *_: None)
+            np.testing.assert_array_equal(table.lookup(many), expected)
         np.testing.assert_array_equal(table.lookup(many), expected)
         np.testing.assert_array_equal(table.pull(lost), expected[1_000:1_100])
         assert store.verify() == []

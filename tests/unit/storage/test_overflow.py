@@ -269,6 +269,46 @@ def test_a_value_of_another_length_is_left_out_and_a_scan_goes_on(tier: Overflow
     assert tier.scan(1, 3, 2)[0].tolist() == [4, 5]
 
 
+@pytest.mark.parametrize("limit", [1, 2, 16])
+def test_a_scan_comes_to_its_end_whatever_a_damaged_key_says(
+    tier: OverflowTier, folder: Path, limit: int
+) -> None:
+    fids = np.arange(1, 9, dtype=np.uint64)
+    tier.put(1, fids, records(fids))
+    data = folder / "overflow" / "data.mdb"
+    before, key, wrong = (
+        overflow._keys(1, np.array([fid], np.uint64)).tobytes() for fid in (7, 8, 0)
+    )
+    spoil(tier, lambda txn: txn.put(before, bytes(overflow.CRC_BYTES + SIZE)))
+    with data.open("r+b", buffering=0) as file:  # In place: LMDB has the file mapped.
+        file.write(data.read_bytes().replace(key, wrong))
+    found, last = [], None
+    while len(part := tier.scan(1, last, limit)[0]):
+        found += part.tolist()
+        last = found[-1]
+        assert len(found) < 8, "it went round in a circle"
+    assert found == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_lmdb_cannot_read_is_damage_and_not_an_error_of_its_own(
+    tier: OverflowTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fids = np.arange(3, dtype=np.uint64)
+    tier.put(1, fids, records(fids))
+
+    class Damaged:
+        def begin(self, **_: Any) -> Any:
+            raise lmdb.CorruptedError("located page was wrong type")
+
+    monkeypatch.setattr(tier, "_env", Damaged())
+    assert len(tier.get(1, fids)[0]) == 0
+    assert tier.corrupt == 3
+    with pytest.raises(mkv.CorruptionError, match="its own pages") as caught:
+        tier.scan(1, None, 2)
+    assert caught.value.path == tier.folder
+    monkeypatch.undo()
+
+
 def test_records_of_another_size_are_refused(tier: OverflowTier) -> None:
     fids = np.arange(2, dtype=np.uint64)
     tier.put(1, fids, records(fids))
