@@ -331,9 +331,7 @@ class OverflowTier:
                     raise
                 self._grow(env, FORGET_ROOM_BYTES)
 
-    def _good(
-        self, pairs: list[tuple[Any, Any]], table: int, size: int
-    ) -> tuple[Fids, Records]:
+    def _good(self, pairs: list[tuple[Any, Any]], table: int, size: int) -> tuple[Fids, Records]:
         """Copy the pairs of this table that verify out of the map; count the others."""
         width = CRC_BYTES + size
         kept = [pair for pair in pairs if len(pair[1]) == width and len(pair[0]) == KEY.itemsize]

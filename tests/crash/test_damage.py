@@ -1,0 +1,49 @@
+"""The damage part of the kit in small: a sample of the positions of files of 64 KiB."""
+
+from pathlib import Path
+
+import pytest
+from crash import damage, subjects
+from crash.figures import Figure
+
+FIGURES = 8 + 4 + 2  # A file type each; cuts, splices, stores, targets; the overflow tier.
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_no_damage_of_any_file_passes_in_silence() -> None:
+    figures = list(damage.measure(full=False))
+    assert len(figures) == FIGURES
+    assert [figure for figure in figures if not figure.is_reached] == []
+
+
+def test_a_reader_that_skips_checksums_is_caught(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = subjects.make_stores(folder)
+    [delta] = [s for s in subjects.subjects_of(stores) if s.name == "delta"]
+    monkeypatch.setattr("monolith_kv.storage.framing.crc32c", lambda data, seed: Lenient(seed))
+    tally = damage.flip_bits(delta, range(4_000, 8_000, 97))
+    assert not damage.figure("bits flipped", tally, 0.0).is_reached
+    assert tally.silent
+
+
+class Lenient(int):
+    """A checksum that is equal to any other."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+def test_a_figure_tells_what_went_wrong() -> None:
+    tally = damage.Tally()
+    tally.add("byte 7", lambda: "refused")
+    tally.add("byte 8", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    made: Figure = damage.figure("bits", tally, 0.0)
+    assert not made.is_reached
+    assert "byte 8: ZeroDivisionError" in made.measured
