@@ -4,6 +4,7 @@ The value that a row starts with depends on the seed, the names of the table and
 id alone: two stores, two runs and two replicas agree on it without talking to each other.
 """
 
+import math
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -50,9 +51,13 @@ class Initializer:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not abs(float(value)) <= FLOAT32_MAX:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not abs(number) <= FLOAT32_MAX:
             raise ValueError(f"{name} must be finite as a float32, got {value!r}")
-        object.__setattr__(self, name, float(value))
+        object.__setattr__(self, name, number)
 
     def _check_seed(self) -> None:
         seed = getattr(self, "seed")  # noqa: B009 - only subclasses have it.

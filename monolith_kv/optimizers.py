@@ -8,7 +8,7 @@ float32 numbers that the kernels will see, so that no division by zero can be co
 import struct
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 from monolith_kv.errors import FormatVersionError
 
@@ -67,7 +67,7 @@ class Optimizer:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        number = as_float32(float(value))
+        number = as_float32(value)
         if not low <= number < high or (above and number == low):
             bounds = f"{'above' if above else 'at least'} {low:g}"
             bounds += " and finite" if high == _INFINITY else f" and below {high:g}"
@@ -78,12 +78,12 @@ class Optimizer:
 _INFINITY = float("inf")
 
 
-def as_float32(value: float) -> float:
-    """Round to the nearest float32; what is too large becomes infinite."""
+def as_float32(value: SupportsFloat) -> float:
+    """Round to the nearest float32; what is too large, even for a float, becomes infinite."""
     try:
-        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+        rounded: float = struct.unpack("<f", struct.pack("<f", float(value)))[0]
     except OverflowError:
-        return _INFINITY if value > 0 else -_INFINITY
+        return _INFINITY if value > 0 else -_INFINITY  # type: ignore[operator]  # Real numbers.
     return rounded
 
 

@@ -100,7 +100,7 @@ def parse_size(value: int | str, name: str) -> int:
             raise ValueError(_size_help(name, value))
         number = float(match[1]) if "." in match[1] else int(match[1])
         size_bytes = number * SIZE_UNITS_BYTES[match[2]]
-        if size_bytes != int(size_bytes):
+        if size_bytes <= SIZE_MAX_BYTES and size_bytes != int(size_bytes):
             raise ValueError(f"{name} must be a whole number of bytes, got {value!r}")
     elif isinstance(value, Integral):
         size_bytes = int(value)

@@ -197,13 +197,29 @@ def _unpack(folder: str, path: str, data: Mapping[str, Any]) -> Catalogue:
         )
         lineage = Lineage.from_json(data["lineage"])
         found = Catalogue(
-            "target", folder, str(data["uuid"]), lineage, int(data["sequence"]), deltas, snapshots
+            "target",
+            folder,
+            _uuid(data["uuid"]),
+            lineage,
+            _count(data["sequence"]),
+            deltas,
+            snapshots,
         )
     except (KeyError, TypeError, ValueError, FormatVersionError) as error:
         raise CorruptionError(f"{path} cannot be read: {error!r}; push to a new target") from error
     for entry in found.entries:
         entry_path(folder, entry)
     return found
+
+
+def _uuid(value: Any) -> str:
+    return FileIdentity(value, 0, 0).uuid
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ValueError(f"expected a whole number of 63 bits, got {value!r}")
+    return value
 
 
 def _unpack_entry(fields: Mapping[str, Any]) -> Entry:

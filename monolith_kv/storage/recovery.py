@@ -128,7 +128,7 @@ def load_snapshot(state: StoreState, reader: snapshot.SnapshotReader) -> Base:
         if record.kind == RecordKind.ROWS:
             load_rows(state, by_id, record, reader.path)
         elif record.kind == RecordKind.GATE:
-            entry_of(by_id, record, reader.path).core.gate_load(bytes(record.payload), False)
+            load_gate(entry_of(by_id, record, reader.path), record, reader.path)
         elif record.kind == RecordKind.TOUCHED:
             entry = entry_of(by_id, record, reader.path)
             base.touched.append((entry.id, np.frombuffer(record.payload, "<u8").copy()))
@@ -140,6 +140,19 @@ def load_snapshot(state: StoreState, reader: snapshot.SnapshotReader) -> Base:
             set_dense(state, record, reader.path)
     state.dense.version = meta["dense_version"]
     return base
+
+
+def load_gate(entry: TableEntry, record: Record, path: str) -> None:
+    """Give a table's gate the state in a GATE record; CorruptionError if it is of another gate."""
+    try:
+        entry.core.gate_load(bytes(record.payload), False)
+    except ValueError as error:
+        raise CorruptionError(
+            f"{path} at byte {record.offset}: the gate of table {entry.schema.name}: {error}; run "
+            "mkv verify",
+            path,
+            record.offset,
+        ) from error
 
 
 def _load_unsealed(state: StoreState, base: Base) -> None:

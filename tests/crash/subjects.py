@@ -123,9 +123,9 @@ def _live(store: mkv.Store, ids: Any, rng: np.random.Generator) -> None:
     assert store.seal() is None  # Nothing but sightings.
     store.dense.publish({"w": rng.random((91, 90)), "steps": np.array(7)})
     store.create_table("late", 2)
-    for start in range(0, 400, 40):
-        table.push(ids[start : start + 46], _rows(rng, 46))
-        table.upsert(ids[start + 10 : start + 65], _rows(rng, 55))
+    for start in range(0, 320, 80):
+        table.push(ids[start : start + 120], _rows(rng, 120))
+        table.upsert(ids[start + 10 : start + 130], _rows(rng, 120))
         table.remove(ids[start : start + 1])
         table.pull(ids[start + 1_000 : start + 1_009])
     table.configure(ttl="60d")

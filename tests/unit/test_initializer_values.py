@@ -51,6 +51,7 @@ def test_an_initializer_is_a_frozen_value(initializer):
     [
         (lambda: Constant(math.nan), "value must be finite"),
         (lambda: Constant(1e39), "value must be finite"),
+        (lambda: Constant(-(10**400)), "value must be finite"),
         (lambda: Uniform(1, 0), "low must be at most high"),
         (lambda: Uniform(-math.inf, 0), "low must be finite"),
         (lambda: Uniform(-3e38, 3e38), "high - low must be finite"),

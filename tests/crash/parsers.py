@@ -1,0 +1,285 @@
+"""Every parser of the engine behind one call on bytes, with checksums left out: targets to fuzz.
+
+`checks_off()` lets each checksum agree and reads files from memory, in this process, until it is
+left. Damage that a checksum finds never comes as far as this code: what is tried here is bytes that
+are wrong and yet agree.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+
+import monolith_kv as mkv
+from monolith_kv._table import TableCore
+from monolith_kv.lineage import Lineage
+from monolith_kv.policies import FrequencyGate
+from monolith_kv.replication import target as replication_target
+from monolith_kv.schema import Slice, TableSchema, slices_of
+from monolith_kv.state import Settings, StoreState, TableEntry, settle_core
+from monolith_kv.storage import (
+    call_log,
+    delta_log,
+    dense,
+    files,
+    format,
+    framing,
+    manifest,
+    overflow,
+    record_file,
+    recovery,
+    sightings,
+    snapshot,
+)
+from monolith_kv.storage.framing import Damage
+
+ROOT = "/fuzzed"
+REFUSED = (mkv.CorruptionError, mkv.FormatVersionError)
+RENEW = 512  # Executions after which rows that were read into tables are forgotten.
+SCHEMAS = {
+    1: TableSchema("item", *slices_of(2), admission=FrequencyGate(3, capacity=1), ttl_default=60),
+    2: TableSchema("user", (Slice("bias", 1, mkv.Ftrl()), Slice("v", 2, mkv.Adam())), True),
+}
+
+
+class Parser(NamedTuple):
+    """One target: what it may raise, and how its input is built (see mutations.py)."""
+
+    parse: Callable[[bytes], object]
+    refuses: tuple[type[Exception], ...]
+    shape: str
+
+
+# --- without checksums, from memory ------------------------------------------------------------
+
+
+class AnyChecksum(int):
+    """A checksum that every other one is equal to."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+class Memory:
+    """The one file there is, under every name."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("fuzzed")
+        self.data = memoryview(b"")
+
+    def put(self, data: bytes) -> None:
+        self.data = memoryview(data)
+        os.ftruncate(self.fd, len(data))
+        os.pwrite(self.fd, data, 0)
+
+    def open(self, path: str) -> int:
+        return os.dup(self.fd)
+
+
+class Mapped:
+    """Stands for a mapping of the one file."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._data = MEMORY.data
+
+    def view(self, offset: int, size: int) -> memoryview:
+        return self._data[offset : offset + size]
+
+
+MEMORY = Memory()
+AGREES = AnyChecksum(0)
+
+
+@contextlib.contextmanager
+def checks_off() -> Iterator[None]:
+    """Let every checksum agree, and read files from memory."""
+    with contextlib.ExitStack() as stack:
+        for module in (framing, format):
+            stack.enter_context(mock.patch.object(module, "crc32c", _agree))
+        stack.enter_context(mock.patch.object(files, "open_readable", MEMORY.open))
+        stack.enter_context(mock.patch.object(record_file, "_Mapped", Mapped))
+        stack.enter_context(mock.patch.object(overflow, "_checksums", _stored))
+        yield
+
+
+def _agree(data: object, value: int = 0) -> AnyChecksum:
+    return AGREES
+
+
+def _stored(keys: Any, values: Any) -> Any:
+    return np.ascontiguousarray(values[:, : overflow.CRC_BYTES]).view("<u4").reshape(-1)
+
+
+# --- tables that what was read goes into -------------------------------------------------------
+
+
+class Tables:
+    """A state with the tables of SCHEMAS, made anew from time to time."""
+
+    def __init__(self) -> None:
+        self._uses = itertools.count()
+        self._state = self._made()
+
+    def _made(self) -> StoreState:
+        state = StoreState(ROOT, "r", Settings(), lambda: 0.0, lambda: 0.0)
+        for table_id, schema in SCHEMAS.items():
+            state.put_entry(state.make_entry(table_id, schema))
+        return state
+
+    def state(self) -> StoreState:
+        """Return the state, without what the last use left but rows."""
+        if next(self._uses) % RENEW == RENEW - 1:
+            self._state = self._made()
+        for entry in self._state.tables.values():
+            entry.pending_sightings = []
+        return self._state
+
+    def entry(self, table_id: int = 1) -> TableEntry:
+        return self.state().tables[SCHEMAS[table_id].name]
+
+    def core(self) -> TableCore:
+        return self.entry().core
+
+
+TABLES = Tables()
+
+
+def _are_known(tables: Any) -> bool:
+    """Whether META names the tables that are there: others are for the schema's own target."""
+    return recovery.read_schemas(tables, ROOT) == SCHEMAS
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def parse_manifest(data: bytes) -> None:
+    MEMORY.put(data)
+    manifest.load(ROOT)
+
+
+def parse_delta(data: bytes) -> None:
+    MEMORY.put(data)
+    reader = delta_log.DeltaReader(f"{ROOT}/a.delta")
+    if _are_known(reader.meta["tables"]):
+        recovery.load_delta(TABLES.state(), reader)
+    else:
+        reader.verify()
+
+
+def parse_snapshot(data: bytes) -> None:
+    MEMORY.put(data)
+    reader = snapshot.SnapshotReader(f"{ROOT}/a.snapshot")
+    reader.verify()  # As recovery does it.
+    if _are_known(reader.meta["tables"]):
+        state = TABLES.state()
+        base = recovery.load_snapshot(state, reader)
+        recovery._load_unsealed(state, base)
+
+
+def parse_calls(data: bytes) -> None:
+    MEMORY.put(data)
+    with call_log.read(f"{ROOT}/a.calls") as log:
+        calls = list(log)
+    state = TABLES.state()
+    for call in calls:
+        if isinstance(call, call_log.Create | call_log.Configure):
+            TableSchema.from_json(call.settings)
+        elif not isinstance(call, call_log.Drop):
+            recovery._replay_call(state, call, ROOT)
+
+
+def parse_sightings(data: bytes) -> None:
+    MEMORY.put(data)
+    found = sightings.load(ROOT, format.sightings_name(1, 1))
+    recovery.load_pending(TABLES.state(), found)
+
+
+def parse_target(data: bytes) -> None:
+    MEMORY.put(data)
+    replication_target.read_target(ROOT)
+
+
+def parse_dense(data: bytes) -> None:
+    for array in dense.unpack(data, ROOT).values():
+        array.tobytes()
+
+
+def parse_overflow(data: bytes) -> None:
+    """Pairs, each behind the lengths of key and value, as LMDB would hand them out."""
+    pairs, at = [], 0
+    while at + 2 <= len(data):
+        key_end = at + 2 + data[at]
+        end = key_end + data[at + 1]
+        pairs.append((data[at + 2 : key_end], data[key_end:end]))
+        at = end
+    entry = TABLES.entry()
+    tier = object.__new__(overflow.OverflowTier)
+    tier.corrupt = 0
+    fids, records = tier._good(pairs, entry.id, entry.core.record_bytes)
+    assert len(fids) == len(records)
+    entry.core.promote(records.reshape(-1))
+
+
+# --- payloads ----------------------------------------------------------------------------------
+
+
+def parse_zstd(data: bytes) -> None:
+    assert len(framing.decompress(memoryview(data))) <= format.RECORD_BYTES_MAX
+
+
+def parse_gate(data: bytes) -> None:
+    core = TABLES.core()
+    core.gate_load(data[1:], bool(data[:1] > b"\x7f"))
+    core.gate_state()
+
+
+def parse_sighted(data: bytes) -> None:
+    TABLES.core().see(data, False)
+
+
+def parse_rows(data: bytes) -> None:
+    core = TABLES.core()
+    core.apply(np.frombuffer(data, np.uint8), np.empty(0, np.uint64))
+    core.expired(0, 1.5e9)
+
+
+def parse_lineage(data: bytes) -> None:
+    found = framing.decode_json(memoryview(data), ROOT, 0)
+    lineage = Lineage.from_json(found.get("lineage", []))
+    assert Lineage.from_json(lineage.to_json()) == lineage
+    assert lineage.covers(lineage, 5)
+
+
+def parse_schema(data: bytes) -> None:
+    schema = TableSchema.from_json(framing.decode_json(memoryview(data), ROOT, 0))
+    assert TableSchema.from_json(schema.to_json()) == schema
+    if schema.admission is None and len(data) % 16 == 0:  # A table takes a while to make.
+        core = TableCore(TABLES.state().barrier, schema.core_slices(), 1)
+        settle_core(core, schema, is_writer=False)
+
+
+PARSERS = {
+    "manifest": Parser(parse_manifest, REFUSED, "records"),
+    "delta": Parser(parse_delta, REFUSED, "records"),
+    "snapshot": Parser(parse_snapshot, REFUSED, "records"),
+    "calls": Parser(parse_calls, REFUSED, "records"),
+    "sightings": Parser(parse_sightings, REFUSED, "records"),
+    "target": Parser(parse_target, REFUSED, "records"),
+    "dense": Parser(parse_dense, REFUSED, "dense"),
+    "overflow": Parser(parse_overflow, (), "bytes"),
+    "zstd": Parser(parse_zstd, (Damage,), "bytes"),
+    "gate": Parser(parse_gate, (ValueError,), "bytes"),
+    "sighted": Parser(parse_sighted, (ValueError,), "bytes"),
+    "rows": Parser(parse_rows, (ValueError,), "bytes"),
+    "lineage": Parser(parse_lineage, REFUSED, "json"),
+    "schema": Parser(parse_schema, REFUSED, "json"),
+}
