@@ -8,18 +8,21 @@ in words. The new store has an identity of its own: replicas of the old one star
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from monolith_kv.budget import promote
 from monolith_kv.checkpoint import write_snapshot
 from monolith_kv.errors import CorruptionError, Error
 from monolith_kv.lineage import Lineage
+from monolith_kv.opening import open_overflow, release
 from monolith_kv.restoring import build, refuse_taken
 from monolith_kv.state import NO_RECORDS, Settings, StoreState
-from monolith_kv.storage import call_log, delta_log, manifest, snapshot
-from monolith_kv.storage.format import HEADER_BYTES, FileType, RecordKind
+from monolith_kv.storage import call_log, delta_log, files, manifest, snapshot
+from monolith_kv.storage.format import HEADER_BYTES, OVERFLOW_FOLDER, FileType, RecordKind
 from monolith_kv.storage.framing import Record, decode_json
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.recovery import (
@@ -34,33 +37,49 @@ from monolith_kv.storage.recovery import (
 from monolith_kv.storage.scan import good_records
 from monolith_kv.verifying import verify_files
 
+MEMORY_BYTES = 1 << 30  # Of rows and index; past that, rows go to disk on the way.
+
 
 def salvage_files(path: str, to: str, clock: Callable[[], float]) -> list[str]:
     """Save a damaged store; see `monolith_kv.salvage`."""
     if not os.path.isdir(path):
         raise FileNotFoundError(f"there is no store at {path}")
     refuse_taken(to)
-    settings = Settings(durability="none", snapshots_kept=1)
     problems: list[str] = []
-    state = StoreState(path, "r", settings, clock, clock)
+    files.make_folder(os.path.dirname(to))
+    state = _empty(path, to, clock)
     try:
-        found = manifest.load(path)
-        if found is None:
-            raise FileNotFoundError(f"there is no store at {path}")
-        recover(state, found)
-    except (Error, OSError) as error:
-        problems.append(str(error))
-        # Calls are loaded last: those before a damaged one are made by now.
-        if not str(getattr(error, "path", "")).endswith(".calls"):
-            state = StoreState(path, "r", settings, clock, clock)
-            _gather(state, problems)
-    else:
-        problems += [f"{loss['path']}: {loss['what']}" for loss in state.lost]
-        problems += verify_files(state, found)
-    if not state.tables and not state.dense.version and problems:
-        raise CorruptionError(f"nothing of {path} could be saved: {'; '.join(problems)}", path)
-    build(to, lambda folder: _write(state, folder))
+        try:
+            found = manifest.load(path)
+            if found is None:
+                raise FileNotFoundError(f"there is no store at {path}")
+            recover(state, found)
+        except (Error, OSError) as error:
+            problems.append(str(error))
+            # Calls are loaded last: those before a damaged one are made by now.
+            if not str(getattr(error, "path", "")).endswith(".calls"):
+                release(state)
+                state = _empty(path, to, clock)
+                _gather(state, problems)
+        else:
+            problems += [f"{loss['path']}: {loss['what']}" for loss in state.lost]
+            problems += verify_files(state, found)
+        if not state.tables and not state.dense.version and problems:
+            raise CorruptionError(f"nothing of {path} could be saved: {'; '.join(problems)}", path)
+        build(to, lambda folder: _write(state, folder))
+    finally:
+        release(state)
     return list(dict.fromkeys(problems))
+
+
+def _empty(path: str, to: str, clock: Callable[[], float]) -> StoreState:
+    """Return a state without tables, whose rows past MEMORY_BYTES go to disk beside `to`."""
+    settings = Settings(durability="none", snapshots_kept=1, memory_limit=MEMORY_BYTES)
+    state = StoreState(path, "r", settings, clock, clock)
+    parent, name = os.path.split(to)
+    folder = tempfile.mkdtemp(files.TEMPORARY_SUFFIX, f".{name}.", parent)
+    open_overflow(state, os.path.join(folder, OVERFLOW_FOLDER))
+    return state
 
 
 def _write(state: StoreState, folder: str) -> None:
@@ -176,7 +195,9 @@ def _gather_record(state: StoreState, record: Record, path: str) -> None:
         load_rows(state, by_id, record, path)
     elif record.kind == RecordKind.REMOVED:
         fids = np.frombuffer(record.payload, "<u8")
-        entry_of(by_id, record, path).core.apply(NO_RECORDS, fids)
+        entry = entry_of(by_id, record, path)
+        promote(state, entry, fids)
+        entry.core.apply(NO_RECORDS, fids)
     elif record.kind == RecordKind.GATE:
         entry_of(by_id, record, path).core.gate_load(bytes(record.payload), False)
     elif record.kind == RecordKind.SIGHTINGS:

@@ -206,7 +206,9 @@ def _unpack(folder: str, path: str, data: Mapping[str, Any]) -> Catalogue:
             snapshots,
         )
     except (KeyError, TypeError, ValueError, FormatVersionError) as error:
-        raise CorruptionError(f"{path} cannot be read: {error!r}; push to a new target") from error
+        raise CorruptionError(
+            f"{path} cannot be read: {error!r}; push to a new target", path, 0
+        ) from error
     for entry in found.entries:
         entry_path(folder, entry)
     return found

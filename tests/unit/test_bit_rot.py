@@ -15,7 +15,9 @@ from faulty import broken_disk
 from model import ManualClock
 
 import monolith_kv as mkv
+from monolith_kv import salvaging
 from monolith_kv.storage import files
+from monolith_kv.storage.overflow import OverflowTier
 
 IDS = u64(range(50))
 MODES = ["none", "interval", "batch", "sync"]
@@ -229,6 +231,39 @@ def test_salvage_begins_with_the_later_of_two_snapshots_of_one_sequence(
             np.testing.assert_array_equal(store.table("t").lookup(IDS), expected)
         else:
             assert (store.table("t").lookup(IDS) == 3.0).all()
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_salvage_works_within_its_memory_and_leaves_nothing_else_behind(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    monkeypatch.setattr(salvaging, "MEMORY_BYTES", 64 * 1024)
+    evicted: list[int] = []
+    put = OverflowTier.put
+    monkeypatch.setattr(
+        OverflowTier, "put", lambda tier, *rows: (evicted.append(len(rows[1])), put(tier, *rows))
+    )
+    many = u64(range(3_000))
+    rows = np.arange(3_000 * 64, dtype=np.float32).reshape(3_000, 64)
+    with mkv.open(folder / "s", **options) as store:
+        table = store.create_table("t", 64)
+        table.upsert(many, rows)
+        store.seal()
+        store.snapshot()
+        table.remove(many[:500])
+        store.seal()
+        table.upsert(many[:1], rows[:1])
+        last = Path(store.seal().path)
+        copy = crashed(store, folder / "k")
+    if is_damaged:
+        rot(copy / "deltas" / last.name)
+    assert bool(mkv.salvage(copy, folder / "saved")) == is_damaged
+    assert sum(evicted) > 2_000
+    assert sorted(p.name for p in folder.iterdir()) == ["k", "s", "saved"]
+    with mkv.open(folder / "saved", **options) as store:
+        table = store.table("t")
+        assert len(table) == 2_500 + (not is_damaged)
+        np.testing.assert_array_equal(table.lookup(many[500:]), rows[500:])
 
 
 @pytest.mark.parametrize("published", ["dense", "sightings"])
