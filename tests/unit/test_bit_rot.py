@@ -286,3 +286,62 @@ def test_a_store_that_lost_its_manifest_is_not_taken_for_a_new_one(
     shutil.rmtree(copy / "deltas", ignore_errors=True)
     with pytest.raises(mkv.CorruptionError, match="MANIFEST is missing"):
         opened(copy, **options)
+
+
+# --- the overflow tier -------------------------------------------------------------------------
+
+
+def rot_overflow(store: mkv.Store, count: int) -> list[int]:
+    """Flip a bit in the first values of the tier; return their fids."""
+    tier = store._state.overflow
+    assert tier is not None
+    env = tier._env
+    assert env is not None
+    with env.begin(write=True) as txn:
+        pairs = [(bytes(k), bytes(v)) for k, v in txn.cursor()][:count]
+        for key, value in pairs:
+            txn.put(key, value[:-1] + bytes([value[-1] ^ 1]))
+    return [int.from_bytes(key[4:], "big") for key, _ in pairs]
+
+
+def overflowing(path: Path, **options: Any) -> tuple[mkv.Store, mkv.Table]:
+    store = mkv.open(path, memory_limit="64KiB", **options)
+    table = store.create_table("t", 64, optimizer=mkv.SGD(lr=1.0))
+    table.upsert(u64(range(1_000)), np.arange(64_000, dtype=np.float32).reshape(1_000, 64))
+    return store, table
+
+
+def test_rot_in_the_overflow_tier_is_counted_and_filled_again(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    store, table = overflowing(folder / "s", **options)
+    with store:
+        store.seal()
+        table.remove(u64([999]))  # A call that moves what is over the limit.
+        expected = table.lookup(u64(range(1_000)))
+        rotten = rot_overflow(store, 7)
+        assert len(rotten) == 7
+        assert "7 damaged" in store.verify()[0]
+        before = store.stats()["overflow"]["corrupt"]
+        np.testing.assert_array_equal(table.lookup(u64(range(1_000))), expected)
+        assert store.stats()["overflow"]["corrupt"] >= before + 7
+        assert store.verify() == []
+
+
+def test_rot_of_a_row_that_only_the_call_log_has_is_refused_and_mended_by_opening_again(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    store, table = overflowing(folder / "s", durability="batch", **options)
+    with store:
+        expected = table.lookup(u64(range(1_000)))
+        rotten = u64(rot_overflow(store, 7))
+        with pytest.raises(mkv.CorruptionError, match="open it again"):
+            table.lookup(rotten)
+        with pytest.raises(mkv.CorruptionError, match="open it again"):
+            table.push(rotten, np.ones((7, 64), np.float32))
+        copy = crashed(store, folder / "k")
+        with pytest.raises(mkv.CorruptionError):
+            store.close()
+    with opened(copy, memory_limit="64KiB", durability="batch", **options) as store:
+        np.testing.assert_array_equal(store.table("t").lookup(u64(range(1_000))), expected)
+        assert store.verify() == []
