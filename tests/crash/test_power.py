@@ -169,6 +169,7 @@ def a_request(durability: str, path: Path, delta_interval: float | None = None) 
     return {
         "durability": durability, "delta_interval": delta_interval, "memory_limit": None,
         "seed": 5, "run": 0, "tables": [], "now": 1_000_000.0, "path": str(path),
+        "only_changes": durability == "interval",
     }  # fmt: skip
 
 
