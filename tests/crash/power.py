@@ -38,7 +38,7 @@ from crash.test_sigkill import (
     is_same,
     play,
     settled,
-)  # fmt: skip
+)
 from crash.uml import MAKE_FILE_SYSTEM, GuestError, Machine, missing
 from crash.worker import Clock, open_store
 from model import ManualClock, StoreModel
