@@ -94,6 +94,19 @@ def test_of_what_was_not_flushed_any_part_is_on_the_medium(medium: int) -> None:
     assert fates == {"all", "some", "none"}
 
 
+def test_a_unit_that_is_atomic_is_never_torn(medium: int, seed: int) -> None:
+    dice, new = random.Random(seed), b"n" * SECTOR
+    for number in range(60):
+        os.pwrite(medium, bytes(SECTORS * SECTOR), 0)
+        offset, data = some_write(dice)
+        VolatileDisk(medium, number, atomic_bytes=4 * SECTOR).write(offset, b"n" * len(data))
+        written = range(offset // SECTOR, (offset + len(data)) // SECTOR)
+        there = [s == new for s in sectors_of(os.pread(medium, SECTORS * SECTOR, 0))]
+        for unit in range(0, SECTORS, 4):
+            of_unit = [there[sector] for sector in range(unit, unit + 4) if sector in written]
+            assert all(of_unit) or not any(of_unit)
+
+
 def test_a_later_write_may_be_there_without_an_earlier_one(medium: int) -> None:
     orders = set()
     for seed in range(60):
