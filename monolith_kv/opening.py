@@ -5,6 +5,7 @@ that the store is in use are durable before the first call; a clean close leaves
 memory only.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -52,6 +53,10 @@ def open_state(
     try:
         found = manifest.load(path, to_write=True)
         if found is None:
+            # Whoever made the folder, or was killed making it, may not have synced its name. One
+            # below a folder that we may not read was not made by us.
+            with contextlib.suppress(PermissionError):
+                files.fsync_folder(os.path.dirname(os.path.abspath(path)))
             found = _first(mode)
         _check_mode(path, mode, found)
         open_overflow(state, os.path.join(path, OVERFLOW_FOLDER))

@@ -151,16 +151,14 @@ def load(root: str, entry: Mapping[str, Any]) -> bytes:
     """
     if entry.get("name") is None:
         return b""
-    path = path_of(root, entry["name"])
+    path, size, crc = path_of(root, entry["name"]), entry["bytes"], entry["crc32c"]
     with open(files.open_readable(path), "rb") as file:
-        data = file.read()
-    if (len(data), crc32c(data)) != (entry.get("bytes"), entry.get("crc32c")):
-        raise _damage(
-            path,
-            0,
-            f"{len(data)} bytes with crc {crc32c(data):08x}, the manifest says "
-            f"{entry.get('bytes')} bytes with crc {entry.get('crc32c') or 0:08x}",
-        )
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise _damage(path, 0, f"{found} bytes, the manifest says {size}")
+        data = file.read(size)
+    if (len(data), crc32c(data)) != (size, crc):
+        raise _damage(path, 0, f"crc {crc32c(data):08x}, the manifest says {crc:08x}")
     return data
 
 

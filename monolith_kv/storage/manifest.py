@@ -92,7 +92,8 @@ class Manifest:
                 for name, is_good in wanted.items():
                     _taken(entry, name, is_good)
                 _check_name(entry["name"], pattern)
-        _taken(values["dense"], "version", _is_count)
+        for name in ("version", *(("bytes", "crc32c") if values["dense"].get("name") else ())):
+            _taken(values["dense"], name, _is_count)
         for name, pattern in (
             (values["dense"].get("name"), format.DENSE_PATTERN),
             (values["sightings"], format.SIGHTINGS_PATTERN),

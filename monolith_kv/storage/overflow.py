@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import lmdb
 
 KEY = np.dtype([("table", ">u4"), ("fid", ">u8")])  # Big endian: key order is numeric order.
+DATA_NAME = "data.mdb"  # LMDB's own name
 CRC_BYTES = 4
 MAP_BYTES_MIN = 1 << 20
 MAP_BYTES_STEP = 1 << 30  # Address space, not disk: the file is sparse until it is used.
@@ -266,6 +267,7 @@ class OverflowTier:
                 with files.disk_errors(self.folder):
                     os.mkdir(temporary, 0o700)
                     env.copy(temporary, compact=True)
+                    os.chmod(os.path.join(temporary, DATA_NAME), 0o600)  # LMDB copies as 0666.
                     files.fsync_folder(temporary)
                 env.close()
                 self._env = None

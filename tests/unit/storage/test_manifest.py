@@ -70,6 +70,7 @@ def test_a_default_one_is_a_new_store(folder: Path) -> None:
         ("tables", [{"name": "without id"}]),
         ("deltas", [{"name": format.delta_name(1, 1)}]),
         ("dense", {"version": 1, "name": "../../etc/passwd"}),
+        ("dense", {"version": 1, "name": format.dense_name(1), "bytes": 8, "crc32c": "0"}),
         ("sightings", "x/y"),
         ("first_call_log", "1"),
         ("clock_high", None),
