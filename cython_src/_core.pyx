@@ -28,7 +28,9 @@ from monolith_kv._optimizers cimport optimizer_kernel, optimizer_state_floats
 from monolith_kv._pages cimport pages_create, pages_destroy, pages_spare_bytes
 from monolith_kv._row cimport row_is_cold
 from monolith_kv._shard cimport (
+    MKV_LOAD64,
     SLOTS,
+    Counters,
     SlicePolicy,
     locked_sum_all,
     shard_create,
@@ -287,7 +289,7 @@ cdef class Core:
         cdef uint64_t rows = 0
         cdef size_t i
         for i in range(SHARDS):
-            rows += self.shards[i].index.rows
+            rows += MKV_LOAD64(&self.shards[i].index.rows)
         return rows
 
     @property
@@ -295,14 +297,17 @@ cdef class Core:
         cdef uint64_t rows = 0
         cdef size_t i
         for i in range(SHARDS):
-            rows += self.shards[i].cold_rows
+            rows += MKV_LOAD64(&self.shards[i].cold_rows)
         return rows
 
     def touched(self):
         cdef uint64_t count = 0
         cdef size_t i
-        for i in range(SHARDS):
-            count += self.shards[i].touched.count // sizeof(fid_t)
+        with nogil:
+            for i in range(SHARDS):
+                lock_shared(&self.shards[i].lock)
+                count += self.shards[i].touched.count // sizeof(fid_t)
+                lock_leave(&self.shards[i].lock)
         return count
 
     def digest(self):
@@ -334,18 +339,27 @@ cdef class Core:
         return {"rows": rows, "index": index, "sketch": sketch, "touched": touched}
 
     def counters(self):
-        totals = dict.fromkeys(
-            ("inserted", "expired", "removed", "evicted", "promoted", "lookups", "hits"), 0)
+        cdef Counters total
+        cdef const Counters* part
         cdef size_t i
-        for i in range(SHARDS):
-            totals["inserted"] += self.shards[i].counters.inserted
-            totals["expired"] += self.shards[i].counters.expired
-            totals["removed"] += self.shards[i].counters.removed
-            totals["evicted"] += self.shards[i].counters.evicted
-            totals["promoted"] += self.shards[i].counters.promoted
-            totals["lookups"] += self.shards[i].counters.lookups
-            totals["hits"] += self.shards[i].counters.hits
-        return totals
+        memset(&total, 0, sizeof(total))
+        with nogil:
+            for i in range(SHARDS):
+                lock_shared(&self.shards[i].lock)
+                part = &self.shards[i].counters
+                total.inserted += part.inserted
+                total.expired += part.expired
+                total.removed += part.removed
+                total.evicted += part.evicted
+                total.promoted += part.promoted
+                # Those who share the lock count these.
+                total.lookups += MKV_LOAD64(&part.lookups)
+                total.hits += MKV_LOAD64(&part.hits)
+                lock_leave(&self.shards[i].lock)
+        return {
+            "inserted": total.inserted, "expired": total.expired, "removed": total.removed,
+            "evicted": total.evicted, "promoted": total.promoted, "lookups": total.lookups,
+            "hits": total.hits}
 
     def gate_stats(self):
         cdef double fill = 0.0, error = 0.0

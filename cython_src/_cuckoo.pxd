@@ -37,7 +37,7 @@ cdef struct Cuckoo:
     Pages* pages
     Segment** directory     # by the leading `depth` bits; several entries may be one segment
     uint32_t depth
-    uint64_t rows
+    uint64_t rows           # stored atomically: read without the shard's lock
     size_t size_bytes       # buckets, segments and directory
     uint64_t random         # state of the generator of multipliers and victims
 

@@ -47,6 +47,9 @@ cdef extern from *:
 cdef extern from "prefetch.h":
     void MKV_PREFETCH(const void* address) noexcept nogil
 
+cdef extern from "atomics.h":
+    void MKV_STORE64(uint64_t* place, uint64_t value) noexcept nogil
+
 cdef struct PathNode:
     uint32_t bucket
     int parent       # node whose bucket a fid would leave for this one; -1: the newcomer's own
@@ -131,7 +134,7 @@ cdef status_t cuckoo_insert(
     while True:
         segment = cuckoo_segment(index, hashed)
         if segment.used < segment_rows_max(segment) and segment_place(segment, fid, hashed, row):
-            index.rows += 1
+            MKV_STORE64(&index.rows, index.rows + 1)
             return STATUS_OK
         if segment_grow(index, segment, hashed) != STATUS_OK:
             return STATUS_OUT_OF_MEMORY
@@ -149,7 +152,7 @@ cdef void cuckoo_erase(Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
     if cell >= 0:
         bucket.used &= ~(<uint32_t>1 << cell)
         segment.used -= 1
-        index.rows -= 1
+        MKV_STORE64(&index.rows, index.rows - 1)
 
 
 cdef inline int bucket_room(const Bucket* bucket) noexcept nogil:

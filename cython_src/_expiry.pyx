@@ -31,6 +31,7 @@ from monolith_kv._shard cimport (
     Shard,
     locked_remove,
     locked_reserve,
+    shared_header,
 )
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t, unix_s_t
 
@@ -60,7 +61,7 @@ cdef status_t shard_expired(
                     buffer_append_u64(cold, bucket.fids[cell])
             elif is_expired(
                     shard.policy, bucket.fids[cell],
-                    row_time(arena_header(&shard.arena, row)[0]), now):
+                    row_time(shared_header(shard, row)), now):
                 buffer_append_u64(fids, bucket.fids[cell])
     lock_leave(&shard.lock)
     return STATUS_OK if status == STATUS_OK else STATUS_OUT_OF_MEMORY

@@ -9,7 +9,7 @@ from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find
 from monolith_kv._hashing cimport SHARDS, hash_fid
 from monolith_kv._lock cimport lock_leave, lock_shared
 from monolith_kv._row cimport row_is_cold, row_time
-from monolith_kv._shard cimport MKV_ADD64, Shard, header_warm
+from monolith_kv._shard cimport MKV_ADD64, Shard, header_warm, shared_header
 from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t
 
 # --- all shards ------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ cdef status_t shards_timestamps(
                 status |= buffer_note_u64(cold, start + i)
             else:
                 out[start + i] = row_time(
-                    arena_header(&found_shard(shards, &group, i).arena, cell[0])[0])
+                    shared_header(found_shard(shards, &group, i), cell[0]))
         shards_leave(shards)
         start += group.count
     return status

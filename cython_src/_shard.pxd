@@ -18,7 +18,7 @@ shared. A change goes through the shards that are free first, then waits for the
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
-from monolith_kv._arena cimport Arena
+from monolith_kv._arena cimport Arena, arena_header
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer, buffer_append_u64
 from monolith_kv._cuckoo cimport Cuckoo, FIND_GROUP
@@ -32,14 +32,9 @@ from monolith_kv._row cimport ROW_HEAT_MAX, ROW_HEAT_SHIFT
 from monolith_kv._sketch cimport Sketch
 from monolith_kv._types cimport fid_t, row_t, status_t, unix_s_t
 
-cdef extern from *:
-    """
-    #define MKV_LOAD64(place) __atomic_load_n(place, __ATOMIC_RELAXED)
-    #define MKV_ADD64(place, value) __atomic_fetch_add(place, value, __ATOMIC_RELAXED)
-    #define MKV_SWAP64(place, seen, value) __atomic_compare_exchange_n( \\
-        place, seen, value, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)
-    """
+cdef extern from "atomics.h":
     uint64_t MKV_LOAD64(const uint64_t* place) noexcept nogil
+    void MKV_STORE64(uint64_t* place, uint64_t value) noexcept nogil
     void MKV_ADD64(uint64_t* place, uint64_t value) noexcept nogil
     bint MKV_SWAP64(uint64_t* place, uint64_t* seen, uint64_t value) noexcept nogil
 
@@ -91,7 +86,7 @@ cdef struct Shard:
     Buffer sightings               # counted since the last take: see _admission.pyx
     size_t sightings_run           # where in it the run of this call begins
     RowDigest digest               # of cold rows and of all others that are not ROW_UNSUMMED
-    uint64_t cold_rows
+    uint64_t cold_rows             # stored atomically: read without the lock
     Counters counters
     Buffer touched                 # fids; some may be there twice
     uint64_t touched_flag          # which of the two touched bits is today's
@@ -164,6 +159,11 @@ cdef inline void locked_touch(Shard* shard, fid_t fid, uint64_t* header) noexcep
     if not header[0] & shard.touched_flag:
         header[0] |= shard.touched_flag
         buffer_append_u64(&shard.touched, fid)
+
+
+cdef inline uint64_t shared_header(const Shard* shard, row_t row) noexcept nogil:
+    """The header of a row in memory for who shares the lock: others may be warming the row."""
+    return MKV_LOAD64(arena_header(&shard.arena, row))
 
 
 cdef inline void header_warm(uint64_t* header) noexcept nogil:

@@ -284,22 +284,6 @@ cdef class TableCore(Views):
                 status = shard_see(&self.shards[i], first, size, pending)
             raise_status(status)
 
-    def sightings_return(self, bytes data):
-        newer = split_parts(self.sightings(True))
-        cdef list parts = split_parts(data)
-        merged = join_parts([bytes(a) + bytes(b) for a, b in zip(parts, newer)])
-        self.sightings_put(merged)
-
-    cdef int sightings_put(self, bytes data) except -1:
-        """Set the pending sightings without counting them again."""
-        cdef bint is_gated = self.policy.is_gated
-        self.policy.is_gated = False
-        try:
-            self.see(data, True)
-        finally:
-            self.policy.is_gated = is_gated
-        return 0
-
     def gate_state(self):
         cdef size_t i
         cdef uint8_t[::1] out

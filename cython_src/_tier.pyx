@@ -39,6 +39,7 @@ from monolith_kv._row cimport (
     row_is_cold,
 )
 from monolith_kv._shard cimport (
+    MKV_STORE64,
     Group,
     Policy,
     Shard,
@@ -189,7 +190,7 @@ cdef status_t shard_promote(
             shard, row, records + <size_t>position * shard.policy.record_bytes,
             (cell[0] & ROW_FLAGS) | (<uint64_t>1 << ROW_HEAT_SHIFT))
         cell[0] = row
-        shard.cold_rows -= 1
+        MKV_STORE64(&shard.cold_rows, shard.cold_rows - 1)
         shard.counters.promoted += 1
     lock_leave(&shard.lock)
     return status
@@ -212,7 +213,7 @@ cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexc
         cell[0] = row_cold(arena_header(&shard.arena, row)[0])
         arena_free(&shard.arena, row)
         evicted += 1
-    shard.cold_rows += evicted
+    MKV_STORE64(&shard.cold_rows, shard.cold_rows + evicted)
     shard.counters.evicted += evicted
     lock_leave(&shard.lock)
     return evicted
