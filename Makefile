@@ -10,7 +10,7 @@ CYTHON := $(wildcard cython_src/*.pyx cython_src/*.pxd cython_src/*.h)
 STUBBED := $(patsubst monolith_kv/%.pyi,monolith_kv.%,$(wildcard monolith_kv/*.pyi))
 TYPE_VIEW := build/type_view
 
-.PHONY: build test crash powercut demo check bench compare instructions docs format clean
+.PHONY: build test crash powercut sanitize demo check bench compare instructions docs format clean
 .DELETE_ON_ERROR:
 
 build: $(STAMPS)/built
@@ -27,6 +27,12 @@ crash: build
 # Needs user-mode-linux and says what else.
 powercut: build
 	PYTHONPATH=tests $(BIN)/python -m crash power
+
+# The extensions once more, compiled with sanitizers, and the tests with them: most of an hour. Needs
+# gcc. SANITIZE_ARGS="tests/threads": a part.
+sanitize: build
+	PYTHON=$(BIN)/python bash tests/sanitize/run.sh address $(SANITIZE_ARGS)
+	PYTHON=$(BIN)/python bash tests/sanitize/run.sh thread $(SANITIZE_ARGS)
 
 demo: build
 	$(BIN)/python -m monolith_kv_tools.demo $(DEMO_ARGS)

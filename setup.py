@@ -1,4 +1,8 @@
-"""Build cython_src/_name.pyx as monolith_kv._name; MONOLITH_KV_DEBUG=1 turns the checks on."""
+"""Build cython_src/_name.pyx as monolith_kv._name.
+
+MONOLITH_KV_DEBUG=1 turns Cython's checks on, MONOLITH_KV_SANITIZE=address,undefined or =thread the
+compiler's: tests/sanitize/run.sh builds so, beside the extensions of every day.
+"""
 
 import os
 from pathlib import Path
@@ -9,6 +13,7 @@ from setuptools.command.build_ext import build_ext
 
 os.chdir(Path(__file__).resolve().parent)
 DEBUG = os.environ.get("MONOLITH_KV_DEBUG") == "1"
+SANITIZE = os.environ.get("MONOLITH_KV_SANITIZE", "")
 JOBS = os.cpu_count() or 1
 # Cython finds a .pxd by module name: a link shows it cython_src as the package.
 VIEW = Path("build/cython_view")
@@ -20,6 +25,12 @@ if not (VIEW / "monolith_kv").is_symlink():
 # -ffp-contract=off keeps kernels equal to the NumPy oracle where the compiler could fuse.
 FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-Wno-sign-compare", "-Wno-unused-function"]  # Of what Cython writes, not of ours.
+if DEBUG:
+    FLAGS = ["-O1", "-g", "-UNDEBUG"]
+INSTRUMENT = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+if SANITIZE:
+    # No copies for wider vectors: the loader picks one before a sanitizer's runtime has started.
+    FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer", "-DMKV_WIDE=", *INSTRUMENT]
 TRANSLATE = {"build_dir": "build/c", "include_path": [str(VIEW)], "nthreads": JOBS}
 DIRECTIVES = {
     "boundscheck": DEBUG,
@@ -33,7 +44,8 @@ extensions = [
     Extension(
         f"monolith_kv.{source.stem}",
         [str(VIEW / "monolith_kv" / source.name)],
-        extra_compile_args=["-O1", "-g", "-UNDEBUG"] if DEBUG else FLAGS,
+        extra_compile_args=FLAGS,
+        extra_link_args=INSTRUMENT,
         include_dirs=["cython_src"],
     )
     for source in sorted(Path("cython_src").glob("*.pyx"))

@@ -4,7 +4,7 @@
 #ifndef MKV_DISPATCH_H
 #define MKV_DISPATCH_H
 
-#if defined(__has_attribute) && defined(__x86_64__) && defined(__linux__)
+#if !defined(MKV_WIDE) && defined(__has_attribute) && defined(__x86_64__) && defined(__linux__)
 #if __has_attribute(target_clones) && __has_include(<features.h>)
 #include <features.h>
 /* The C library has to resolve them at load time: glibc does, musl does not. */
