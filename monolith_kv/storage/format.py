@@ -142,6 +142,14 @@ class Header:
         """Whether this version may change a store that holds such a file."""
         return not self.read_only_compatible & ~READ_ONLY_COMPATIBLE_KNOWN
 
+    def refuse_to_write(self, path: str) -> None:
+        """Raise FormatVersionError where the file has a feature that a writer would lose."""
+        if not self.is_writable:
+            raise FormatVersionError(
+                f"{path} has features {self.read_only_compatible:#x} that this version would not "
+                'keep up; open the store with mode "r" or use a newer monolith_kv'
+            )
+
 
 def random_salt() -> bytes:
     """Return the salt of a new file."""

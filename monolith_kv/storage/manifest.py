@@ -129,11 +129,8 @@ def load(folder: str, *, to_write: bool = False) -> Manifest | None:
         _refuse_data(folder, path)
         return None
     reader.verify()
-    if to_write and not reader.header.is_writable:
-        raise FormatVersionError(
-            f"{path} has features {reader.header.read_only_compatible:#x} that this version would "
-            'not keep up; open the store with mode "r" or use a newer monolith_kv'
-        )
+    if to_write:
+        reader.header.refuse_to_write(path)
     try:
         found = Manifest.from_json(reader.meta)
     except ValueError as error:

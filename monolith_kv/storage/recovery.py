@@ -18,7 +18,7 @@ from monolith_kv.errors import CorruptionError, FormatVersionError, SchemaError
 from monolith_kv.schema import TableSchema
 from monolith_kv.state import NO_FIDS, NO_RECORDS, StoreState, TableEntry
 from monolith_kv.storage import call_log, delta_log, dense, files, sightings, snapshot
-from monolith_kv.storage.format import HEADER_BYTES, FileType, RecordKind
+from monolith_kv.storage.format import HEADER_BYTES, FileType, Header, RecordKind
 from monolith_kv.storage.framing import Record
 from monolith_kv.storage.log_finish import finish_log
 from monolith_kv.storage.manifest import Manifest
@@ -87,6 +87,7 @@ def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
             _refuse_gap(state, manifest, named["sequence"])
             reader = snapshot.SnapshotReader(path)
             check_identity(path, reader, manifest)
+            _refuse_to_write(state, reader.header, path)
             reader.verify()
             base = load_snapshot(state, reader)
             base.is_logged = named.get("logged", True)
@@ -189,6 +190,7 @@ def _load_delta(state: StoreState, manifest: Manifest, named: Mapping[str, Any])
     except FileNotFoundError as error:
         raise missing(path, error) from error
     check_identity(path, reader, manifest)
+    _refuse_to_write(state, reader.header, path)
     load_delta(state, reader)
 
 
@@ -377,6 +379,7 @@ def _replay(state: StoreState, first: int, *, must_be_closed: bool) -> None:
         is_last = number == numbers[-1]
         path = call_log.path_of(state.path, number)
         with call_log.read(path, must_be_closed=must_be_closed or not is_last) as log:
+            _refuse_to_write(state, log.header, path)
             if log.header.identity.uuid != state.manifest.uuid:
                 raise CorruptionError(f"{path} belongs to another store", path, 0)
             for call in log:
@@ -456,6 +459,12 @@ def check_identity(
         raise CorruptionError(f"{path} belongs to store {identity.uuid}, not {manifest.uuid}", path)
     if not manifest.lineage.covers(reader.lineage, identity.number):
         raise CorruptionError(f"{path} belongs to another history of the store", path, 0)
+
+
+def _refuse_to_write(state: StoreState, header: Header, path: str) -> None:
+    """Refuse a file with features that this version may read but not keep up, unless to read."""
+    if state.mode != "r":
+        header.refuse_to_write(path)
 
 
 def missing(path: str, error: OSError) -> CorruptionError:

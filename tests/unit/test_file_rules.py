@@ -4,19 +4,21 @@ import errno
 import os
 import shutil
 import stat
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import samples
 from checks import u64
 from model import ManualClock
 
 import monolith_kv as mkv
 from monolith_kv._checksum import crc32c
-from monolith_kv.storage import files
+from monolith_kv.storage import files, format
+from monolith_kv.storage.framing import frame_record
+from monolith_kv.storage.log_file import SECTOR_BYTES
 
 IDS = u64([*range(40), 2**64 - 1])
 ONES = np.ones((len(IDS), 3), np.float32)
@@ -36,12 +38,6 @@ def store(store_dir: Path, clock: ManualClock) -> Iterator[mkv.Store]:
         store.dense.publish({"w": np.arange(3)})
         table.upsert(IDS[:9], 2 * ONES[:9])
         yield store
-
-
-def reopened(path: Path) -> mkv.Store:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", mkv.DataLossWarning)
-        return mkv.open(path, delta_interval=None)
 
 
 # --- published first, deleted last ---------------------------------------------------------
@@ -165,37 +161,105 @@ def modes(root: Path) -> dict[str, int]:
 def test_no_link_in_the_place_of_a_file_is_followed(
     store: mkv.Store, folder: Path, kind: str
 ) -> None:
-    copy = folder / "copy"
-    shutil.copytree(store.path, copy)
-    found = copy / kind if (copy / kind).is_file() else max((copy / kind).iterdir())
-    shutil.copytree(copy, folder / "outside")
-    outside = folder / "outside" / found.relative_to(copy)
+    found = copied(store, folder, kind)
+    shutil.copytree(folder / "copy", folder / "outside")
+    outside = folder / "outside" / found.relative_to(folder / "copy")
     found.unlink()
     found.symlink_to(outside)
     before = outside.read_bytes()
     with pytest.raises(OSError, match="symbolic"):
-        reopened(copy)
+        mkv.open(folder / "copy", delta_interval=None)
     assert outside.read_bytes() == before
 
 
-# --- versions ------------------------------------------------------------------------------
+# --- headers -------------------------------------------------------------------------------
+
+KINDS = ["MANIFEST", "deltas", "snapshots", "calls"]
 
 
-@pytest.mark.parametrize("kind", ["MANIFEST", "deltas", "snapshots", "calls"])
-@pytest.mark.parametrize(("offset", "name"), [(8, "major"), (12, "incompatible")])
-def test_a_file_of_a_version_that_is_unknown_is_refused_and_left_alone(
-    store: mkv.Store, folder: Path, kind: str, offset: int, name: str
-) -> None:
+def copied(store: mkv.Store, folder: Path, kind: str) -> Path:
+    """The newest file of a kind in a copy of the store."""
     copy = folder / "copy"
     shutil.copytree(store.path, copy)
-    found = copy / kind if (copy / kind).is_file() else max((copy / kind).iterdir())
-    data = bytearray(found.read_bytes())
-    data[offset + 1] |= 0x40
-    data[60:64] = crc32c(bytes(data[:60])).to_bytes(4, "little")
-    found.write_bytes(data)
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    with pytest.raises(mkv.FormatVersionError, match="use a newer monolith_kv"):
-        reopened(copy)
-    after = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    del before[copy / "LOCK"], after[copy / "LOCK"]
-    assert after == before
+    return copy / kind if (copy / kind).is_file() else max((copy / kind).iterdir())
+
+
+def change_header(path: Path, offset: int, bits: int) -> None:
+    """Set bits in the header of a file, with all checksums as a later version would write them."""
+    data = path.read_bytes()
+    head = bytearray(data[: format.HEADER_BYTES])
+    head[offset] |= bits
+    crc = crc32c(bytes(head[:60]))
+    pieces: list[Any] = [bytes(head[:60]), crc.to_bytes(4, "little")]
+    seed = crc32c(bytes(head[52:60]))
+    for part in samples.parts(data):
+        _, _, _, *fields = part.header
+        frame = frame_record([part.payload], seed, crc, *fields)
+        pieces, crc = [*pieces, *frame.buffers], frame.crc
+    path.write_bytes(b"".join(pieces))
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "LOCK"}
+
+
+def test_a_header_lies_in_one_sector_and_is_written_once(
+    store: mkv.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, int, int]] = []
+    real = os.writev
+
+    def spy(fd: int, buffers: Any) -> int:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+        written.append((name, os.lseek(fd, 0, os.SEEK_CUR), sum(map(len, buffers))))
+        return real(fd, buffers)
+
+    monkeypatch.setattr(files.os, "writev", spy)
+    store.table("t").upsert(IDS, ONES)
+    store.seal()
+    store.snapshot()
+    store.table("t").upsert(IDS, ONES)
+    starts = {name: size for name, offset, size in written if offset == 0}
+    assert set(starts.values()) == {format.HEADER_BYTES}
+    assert format.HEADER_BYTES <= SECTOR_BYTES
+    assert min(offset for _, offset, _ in written if offset) == format.HEADER_BYTES
+    assert len(starts) == sum(offset == 0 for _, offset, _ in written)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("offset", [9, 12], ids=["major", "incompatible feature"])
+def test_a_file_of_an_unknown_version_is_refused_and_nothing_is_changed(
+    store: mkv.Store, folder: Path, kind: str, offset: int
+) -> None:
+    path = copied(store, folder, kind)
+    change_header(path, offset, 0x40)
+    before = contents(folder / "copy")
+    for mode in ("rw", "r"):
+        with pytest.raises(mkv.FormatVersionError, match="use a newer monolith_kv"):
+            mkv.open(folder / "copy", mode=mode, delta_interval=None)
+    assert contents(folder / "copy") == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_read_only_compatible_feature_is_read_and_not_written_over(
+    store: mkv.Store, folder: Path, kind: str
+) -> None:
+    change_header(copied(store, folder, kind), 16, 0x40)
+    before = contents(folder / "copy")
+    with pytest.raises(mkv.FormatVersionError, match='open the store with mode "r"'):
+        mkv.open(folder / "copy", delta_interval=None)
+    with mkv.open(folder / "copy", mode="r") as reader:
+        assert (reader.table("t").lookup(IDS[:9]) == 2).all()
+    assert contents(folder / "copy") == before
+
+
+def test_a_temporary_name_that_is_taken_is_never_written_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.os, "urandom", lambda size: bytes(size))
+    fd, temporary = files.create_temporary(str(folder / "a"))
+    os.write(fd, b"mine")
+    os.close(fd)
+    with pytest.raises(FileExistsError):
+        files.create_temporary(str(folder / "a"))
+    assert Path(temporary).read_bytes() == b"mine"
