@@ -7,6 +7,7 @@ not be used, nor closed, by a forked child.
 """
 
 import contextlib
+import glob
 import os
 import shutil
 import threading
@@ -70,7 +71,8 @@ class OverflowTier:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._sizes: dict[int, int] = {}  # Record bytes by table. Guarded by _lock.
-        shutil.rmtree(folder, ignore_errors=True)
+        for old in [folder, *glob.glob(f"{glob.escape(folder)}.*{files.TEMPORARY_SUFFIX}")]:
+            shutil.rmtree(old, ignore_errors=True)
         # LMDB does not sync its folder: the environment is made beside it and moved here.
         temporary = f"{folder}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
         try:

@@ -1,6 +1,7 @@
 """The overflow tier against real LMDB: batches, limits, damage, forks."""
 
 import os
+import re
 import resource
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import monolith_kv as mkv
-from monolith_kv.storage import overflow
+from monolith_kv.storage import files, overflow
 from monolith_kv.storage.overflow import OverflowTier
 
 SIZE = 48
@@ -335,6 +336,41 @@ def test_a_new_tier_is_empty_whatever_was_there(folder: Path) -> None:
     again.close()
     with pytest.raises(mkv.ClosedError):
         again.get(1, fids)
+
+
+def test_the_environment_is_made_aside_and_named_when_it_is_durable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def spy(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def call(path: str, *args: Any) -> Any:
+            steps.append(f"{name} {re.sub('[0-9a-f]{16}', '#', os.path.relpath(path, folder))}")
+            return real(path, *args)
+
+        monkeypatch.setattr(module, name, call)
+
+    spy(files, "fsync_folder")
+    spy(os, "mkdir")
+    spy(os, "replace")
+    OverflowTier(str(folder / "overflow"), None).close()
+    aside = "overflow.#.tmp"
+    assert steps == [
+        f"mkdir {aside}", f"fsync_folder {aside}", f"replace {aside}", "fsync_folder .",
+    ]  # fmt: skip
+
+
+def test_what_a_crash_left_of_making_one_is_removed(folder: Path) -> None:
+    for name in ("overflow.0123456789abcdef.tmp", "overflow"):
+        (folder / name).mkdir()
+        (folder / name / "data.mdb").write_bytes(bytes(100))
+    (folder / "overflown.tmp").write_bytes(b"not of the tier")
+    tier = OverflowTier(str(folder / "overflow"), None)
+    assert sorted(os.listdir(folder)) == ["overflow", "overflown.tmp"]
+    assert tier.rows == 0
+    tier.close()
 
 
 def test_rules_for_lmdb_are_kept(tier: OverflowTier, folder: Path) -> None:
