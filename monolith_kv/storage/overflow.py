@@ -273,12 +273,15 @@ class OverflowTier:
                     files.fsync_folder(temporary)
                 env.close()
                 self._env = None
-                shutil.rmtree(self.folder)
-                files.publish(temporary, self.folder, replace=True)
-                self._env = self._open(self.folder)
-            except BaseException:
+                try:
+                    if not files.exchange_folders(temporary, self.folder):
+                        shutil.rmtree(self.folder)
+                        files.publish(temporary, self.folder, replace=True)
+                finally:
+                    # Whatever has the name now, the tier goes on with it.
+                    self._env = self._open(self.folder)
+            finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-                raise
             return before - self.bytes
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The overflow tier against real LMDB: batches, limits, damage, forks."""
 
+import errno
 import os
 import re
 import resource
@@ -216,6 +217,28 @@ def test_disk_is_given_back_when_most_of_it_is_free(folder: Path) -> None:
     assert np.array_equal(tier.get(1, fids)[0], records(fids[:1000]))
     tier.put(1, fids, records(fids))
     assert tier.rows == 50_000
+    assert os.listdir(folder) == ["overflow"]
+    tier.close()
+
+
+def test_a_disk_that_fails_a_compaction_takes_no_record(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = OverflowTier(str(folder / "overflow"), None)
+    fids = np.sort(random_fids(50_000))
+    tier.put(1, fids, records(fids))
+    tier.forget(1, fids[1000:])
+    sync_folder = files.fsync_folder
+
+    def fail(path: str) -> None:
+        if path == str(folder):
+            raise OSError(errno.EIO, "broken")
+        sync_folder(path)
+
+    monkeypatch.setattr(files, "fsync_folder", fail)
+    with pytest.raises(OSError, match="broken"):
+        tier.shrink()
+    assert np.array_equal(tier.get(1, fids)[0], records(fids[:1000]))
     assert os.listdir(folder) == ["overflow"]
     tier.close()
 
