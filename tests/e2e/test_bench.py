@@ -21,6 +21,8 @@ GROUP_OF = {
     "expiry": {"p99", "memory"},
     "import": {"import"},
     "files": set(),
+    "durability": {"mode", "flushes", "beside", "replay"},
+    "checkpoints": {"snapshot", "restore"},
 }
 NEEDS_TORCH = {"pooled", "step torch"}
 

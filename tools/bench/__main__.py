@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from monolith_kv_tools.bench import (
+    checkpoints,
+    durability,
     expiry,
     files,
     goals,
@@ -47,6 +49,8 @@ GROUPS: dict[str, Callable[[Scale], Iterator[Figure]]] = {
     "expiry": expiry.run,
     "import": start.run,
     "files": files.run,
+    "durability": durability.run,
+    "checkpoints": checkpoints.run,
 }
 
 

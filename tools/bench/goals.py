@@ -113,6 +113,17 @@ GOALS: dict[str, Goal] = {
     "bytes 1M unsealed": _most("bytes a row at 1M, every row unsealed", 40.0, 26.0, "B", MILLION),
     "p99 expiry": _most("a reader's p99 beside the expiry of half", 2.0, 1.3, "x", 20 * MILLION),
     "memory expiry": _most("RSS after that, of before", 0.6, 0.55, "x", 20 * MILLION),
+    "mode interval": Goal('training in "interval", sealed every second, of "none"', 0.9),
+    "mode batch": Goal('training in "batch", of "none"', 0.5, rows=MILLION),
+    "mode sync": Goal('push in "sync", of append + fdatasync', 0.8),
+    "flushes": _most("fdatasyncs a call, 8 threads push in sync", 0.3, None, "x"),
+    "beside seal": _most("a pull's p99.9 CPU beside a seal", 3.0, None, "x", 5 * MILLION),
+    "beside snapshot": _most("a pull's p99.9 CPU beside a snapshot", 3.0, None, "x", 5 * MILLION),
+    "snapshot speed": Goal("snapshot, of write + fdatasync", 0.8, rows=MILLION),
+    "snapshot memory": _most("memory that a snapshot takes", 64.0, None, "MiB", MILLION),
+    "restore speed": Goal("restore, of reading the file", 0.8, rows=MILLION),
+    "restore memory": _most("memory that restore takes beyond the store", 64.0, None, "MiB"),
+    "replay": Goal("M rows replayed a second", 1.0, None, "M/s", rows=MILLION),
     "import": _most("import of the package, NumPy included", 120.0, 80.0, "ms"),
 }
 

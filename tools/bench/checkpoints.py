@@ -1,0 +1,145 @@
+"""What a checkpoint costs: writing and restoring one beside plain code that moves the same bytes.
+
+On the disk of TMPDIR, its cache emptied before each read. Beside the yardsticks stands how fast
+memory that the process has not used before can be written to: rows go nowhere else, and the host
+of a virtual machine may give it more slowly than any disk its bytes.
+"""
+
+import mmap
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import numpy as np
+from monolith_kv_tools.bench.durability import Trainer
+from monolith_kv_tools.bench.goals import Figure
+from monolith_kv_tools.bench.harness import Compared, compare, resident_bytes
+from monolith_kv_tools.bench.scale import Scale
+
+import monolith_kv as mkv
+
+CHUNK = 8 << 20
+MIB = 1 << 20
+
+
+def run(scale: Scale) -> Iterator[Figure]:
+    """Measure all."""
+    rows = scale.sizes[0]
+    rounds = scale.rounds(9)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(f"{folder}/s", rows, durability="none")
+        found, peak, size = snapshot(trainer.store, folder, rounds)
+        yield Figure("snapshot speed", found.ratio, rows, detail(found, size))
+        yield Figure("snapshot memory", peak / MIB, rows)
+        found, peak, touched_s = restore(trainer.store, folder, rounds)
+        first = f"; first touch {size / touched_s / 1e9:.2f} GB/s"
+        yield Figure("restore speed", found.ratio, rows, detail(found, size) + first)
+        yield Figure("restore memory", peak / MIB, rows)
+        trainer.close()
+
+
+def detail(found: Compared, size: int) -> str:
+    """Return quartiles, times and bytes a second, work first."""
+    rates = f"{size / found.seconds / 1e9:.2f} : {size / found.yardstick_s / 1e9:.2f} GB/s"
+    return f"{found.detail()}, {rates}"
+
+
+def snapshot(store: mkv.Store, folder: str, rounds: int) -> tuple[Compared, int, int]:
+    """Write checkpoints; the yardstick writes and flushes as many bytes. Also bytes of memory."""
+    path, plain = f"{folder}/snapshot", f"{folder}/plain"
+    size = store.snapshot(path).bytes
+    chunk = np.random.default_rng(4).bytes(CHUNK)
+
+    def before() -> None:
+        for each in (path, plain):
+            if os.path.exists(each):
+                os.unlink(each)
+
+    def yardstick() -> None:
+        with open(plain, "wb", buffering=0) as file:
+            for start in range(0, size, CHUNK):
+                file.write(chunk[: size - start])
+            os.fdatasync(file.fileno())
+
+    found = compare(
+        "snapshot", lambda: store.snapshot(path), yardstick, rounds=rounds, before=before, warm_up=1
+    )
+    before()
+    resting = resident_bytes()
+    peak = peak_bytes(lambda: store.snapshot(path))
+    before()
+    return found, peak - resting, size
+
+
+def restore(store: mkv.Store, folder: str, rounds: int) -> tuple[Compared, int, float]:
+    """Restore from a checkpoint; the yardstick reads it. Also memory, and seconds of a touch."""
+    taken = store.snapshot(f"{folder}/taken")
+    paths = (f"{folder}/restored-{number}" for number in count())
+    made: list[mkv.Store] = []
+    touched: list[float] = []
+
+    def before() -> None:
+        while made:
+            made[-1].close()
+            shutil.rmtree(made.pop().path)
+        touched.append(first_touch_s(taken.bytes))
+        evict(taken.path)
+
+    def work() -> None:
+        made.append(mkv.restore(taken.path, next(paths), mode="replica"))
+
+    def yardstick() -> None:
+        evict(taken.path)
+        read_whole(taken.path)
+
+    def evicted_work() -> None:
+        evict(taken.path)
+        work()
+
+    found = compare("restore", evicted_work, yardstick, rounds=rounds, before=before, warm_up=1)
+    before()
+    resident_bytes()  # What was freed before must not hide what this takes.
+    peak = peak_bytes(work)
+    beyond = peak - resident_bytes()
+    before()
+    os.unlink(taken.path)
+    return found, beyond, sorted(touched)[len(touched) // 2]
+
+
+def evict(path: str) -> None:
+    """Leave no page of a file in the cache."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+def read_whole(path: str) -> None:
+    """Read a file from front to end."""
+    buffer = bytearray(CHUNK)
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def first_touch_s(size: int) -> float:
+    """Return the seconds that writing to so many bytes of new memory takes."""
+    begun = time.perf_counter()
+    with mmap.mmap(-1, size) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        pages = np.frombuffer(memory, np.uint8)
+        pages[:: mmap.PAGESIZE] = 1
+        del pages
+    return time.perf_counter() - begun
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the largest resident set while something is done."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # The high-water mark begins anew: man 5 proc.
+    work()
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
