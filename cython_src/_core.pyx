@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from cpython.bytearray cimport PyByteArray_FromStringAndSize
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
@@ -12,7 +12,7 @@ from libc.string cimport memset
 from monolith_kv._arena cimport arena_header, arena_embedding, arena_size_bytes
 from monolith_kv._backing cimport backer_ready_bytes
 from monolith_kv._batch cimport Batch, batch_create
-from monolith_kv._buffer cimport Buffer, buffer_free
+from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
 from monolith_kv._codec cimport record_size_bytes
 from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, Segment, bucket_has, cuckoo_find_one
 from monolith_kv._digest cimport RowDigest, digest_add, digest_row
@@ -76,11 +76,30 @@ cdef int raise_status(status_t status) except -1:
     raise ValueError("bytes that this table did not write, or not under the settings it has now")
 
 
+cdef class Owned:
+    """Memory of a Buffer that now belongs to an array: it is freed with it, and never copied."""
+
+    cdef void* data
+    cdef Py_ssize_t count
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.count, 0, flags)
+
+    def __dealloc__(self):
+        free(self.data)
+
+
 cdef object take_bytes(Buffer* buffer):
-    """The bytes of a buffer as an array of uint8; frees it."""
-    data = PyByteArray_FromStringAndSize(<char*>buffer.data, buffer.count)
-    buffer_free(buffer)
-    return np.frombuffer(data, dtype=np.uint8)
+    """The bytes of a buffer as an array of uint8, which takes its memory over."""
+    cdef Owned owned
+    if buffer.count == 0:
+        buffer_free(buffer)
+        return np.empty(0, np.uint8)
+    owned = Owned()
+    owned.data = buffer.data
+    owned.count = <Py_ssize_t>buffer.count
+    buffer_init(buffer)
+    return np.frombuffer(owned, dtype=np.uint8)
 
 
 cdef object take_fids(Buffer* buffer):

@@ -27,6 +27,8 @@ from monolith_kv._tier cimport (
 )
 from monolith_kv._types cimport STATUS_OK, status_t, unix_s_t
 
+from monolith_kv.fids import distinct
+
 
 cdef class Records(Core):
     """A table's rows as records."""
@@ -114,7 +116,7 @@ cdef class Records(Core):
                 status |= shard_cold(&self.shards[shard], &batch, shard, &cold)
             batch_destroy(&batch)
         raise_status(status)
-        return np.unique(take_fids(&cold))
+        return distinct(take_fids(&cold))
 
     def coldest(self, count, bint dirty):
         cdef Buffer fids
@@ -129,7 +131,7 @@ cdef class Records(Core):
             for shard in range(SHARDS):
                 status |= shard_coldest(&self.shards[shard], part, dirty, &fids)
         raise_status(status)
-        return np.unique(take_fids(&fids))
+        return distinct(take_fids(&fids))
 
     def walk(self, cursor):
         cdef Buffer fids

@@ -25,6 +25,8 @@ from monolith_kv._view cimport (
     shard_touch,
 )
 
+from monolith_kv.fids import distinct
+
 
 cdef object fids_in(const Buffer* fids):
     """A copy of a list of fids."""
@@ -50,7 +52,7 @@ cdef class Views(Records):
         for shard in range(SHARDS):
             fids = &self.shards[shard].seal_fids
             parts.append(fids_in(fids))
-        return np.unique(np.concatenate(parts))
+        return distinct(np.concatenate(parts))
 
     def seal_read(self, const uint64_t[::1] ids):
         cdef Batch batch
@@ -139,7 +141,7 @@ cdef class Views(Records):
                     parts.append(fids_in(&shard.seal_fids))
         finally:
             self.unlock_all()
-        return np.unique(np.concatenate(parts))
+        return np.concatenate(parts)
 
     def touch(self, const uint64_t[::1] ids):
         cdef Batch batch

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.errors import ClosedError, CorruptionError, StoreFullError
+from monolith_kv.fids import distinct, without
 from monolith_kv.refill import refill
 from monolith_kv.state import NO_RECORDS, StoreState, TableEntry
 
@@ -133,9 +134,9 @@ def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.ui
     if len(positions) == len(cold):
         return records
     missing = np.delete(cold, positions)
-    rows = refill(state, entry, np.unique(missing))
+    rows = refill(state, entry, distinct(missing))
     fids = rows["fid"].astype(np.uint64)
-    if len(np.setdiff1d(missing, fids)):
+    if len(without(missing, fids)):
         raise CorruptionError(
             f"{overflow.folder}: {len(missing)} records of table {entry.schema.name} are damaged "
             "or gone, and no good file has their last state; close the store and open it again, "
@@ -165,7 +166,7 @@ def read_records(state: StoreState, entry: TableEntry, fids: Fids) -> NDArray[An
     """
     overflow = state.overflow
     found: list[NDArray[Any]] = []
-    todo = np.unique(fids)
+    todo = distinct(fids)
     for attempt in range(ATTEMPTS):
         if overflow is None or not len(todo):
             break
@@ -184,7 +185,7 @@ def read_records(state: StoreState, entry: TableEntry, fids: Fids) -> NDArray[An
             with state.mutex:  # A row that moves between the tiers all the time, or a damaged one.
                 cold = entry.core.cold(todo)
                 found.append(entry.rows_of(read_cold(state, entry, cold)))
-                found.append(entry.rows_of(entry.core.pack(np.setdiff1d(todo, cold))[0]))
+                found.append(entry.rows_of(entry.core.pack(without(todo, cold))[0]))
     rows = np.concatenate(found) if found else entry.rows_of(NO_RECORDS)
     return rows[np.argsort(rows["fid"])]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from monolith_kv.budget import read_cold
 from monolith_kv.catalog import commit, retire, snapshot_of
 from monolith_kv.errors import Error
+from monolith_kv.fids import distinct
 from monolith_kv.published import Snapshot
 from monolith_kv.sealing import store_digest
 from monolith_kv.state import StoreState, TableEntry
@@ -192,7 +193,7 @@ def _write(
             writer.gate(entry.id, view.gates.pop(entry.id))
         for piece in view.pieces[entry.id]:
             writer.sightings(entry.id, piece)
-        writer.touched(entry.id, view.touched.pop(entry.id))
+        writer.touched(entry.id, distinct(view.touched.pop(entry.id)))
     if view.dense:
         writer.dense(view.meta["dense_version"], view.dense)
     if progress is not None:

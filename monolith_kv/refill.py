@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.errors import Error
+from monolith_kv.fids import without
 from monolith_kv.state import NO_RECORDS, StoreState, TableEntry
 from monolith_kv.storage.delta_log import DeltaReader
 from monolith_kv.storage.delta_log import path_of as delta_path
@@ -28,7 +29,7 @@ def refill(state: StoreState, entry: TableEntry, fids: NDArray[np.uint64]) -> ND
     fids : ndarray of uint64
         Cold ids. Those touched since the last seal are passed over: no file has their last state.
     """
-    wanted = np.setdiff1d(fids, entry.core.touched_fids())
+    wanted = without(fids, entry.core.touched_fids())
     latest: dict[int, NDArray[Any]] = {}
     if len(wanted):
         for open_file in _openers(state):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from monolith_kv.budget import blocks, read_cold
 from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.errors import StoreFullError
+from monolith_kv.fids import without
 from monolith_kv.published import Delta
 from monolith_kv.schema import TableSchema
 from monolith_kv.state import StoreState, TableEntry
@@ -165,7 +166,7 @@ def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> N
     saved = core.seal_saved()
     _write(writer, entry, saved)
     if absent:
-        gone = np.setdiff1d(np.concatenate(absent), entry.rows_of(saved)["fid"])
+        gone = without(np.concatenate(absent), entry.rows_of(saved)["fid"])
         writer.removed(entry.id, gone)
 
 

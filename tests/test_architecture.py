@@ -34,7 +34,7 @@ CYTHON_DOORS = {"_checksum", "_finite", "_core", "_records", "_views", "_table"}
 CYTHON_DOORS |= {"_testing", "_yardsticks"}
 
 PYTHON_RANKS = [
-    ["errors", "storage", "_checksum", "_finite"],
+    ["errors", "storage", "fids", "_checksum", "_finite"],
     ["units", "validation", "storage.files"],
     ["optimizers", "initializers", "policies", "lineage", "published", "storage.format"],
     ["schema", "storage.framing"],
