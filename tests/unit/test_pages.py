@@ -5,7 +5,6 @@ import itertools
 import random
 from collections import Counter, defaultdict
 
-import pytest
 from conftest import SEED
 
 from monolith_kv._testing import PagesDoor
