@@ -168,7 +168,10 @@ class Life:
 
     def _check_position(self, store: mkv.Store) -> None:
         possible = self.states[self.returned :]
-        assert as_lists(store.dense) in [as_lists(state.model.dense) for state in possible]
+        dense = as_lists(store.dense)
+        assert dense in [as_lists(state.model.dense) for state in possible], (
+            f"dense parameters that were published are lost: {dense} are there"
+        )
         if self.request["delta_interval"] is None:
             assert any(
                 0 <= store.sequence - state.model.sequence <= state.free_seals + self.recoveries_cut
@@ -306,7 +309,8 @@ class Trial:
             else:
                 self._check_life(store)
                 check_replica(store, machine.out / "replica")
-            assert store.verify() == []
+            problems = store.verify()
+            assert problems == [], f"verify() found {problems}"
             self.tables = sorted(self.model.tables)
             self.model = settled(store, self.model)
 
@@ -381,7 +385,8 @@ def sync_figure(reports: Sequence[Report]) -> Figure:
     lost, returned = (sum(getattr(r, name) for r in reports) for name in ("lost", "returned"))
     broken = any(report.violations for report in reports)
     return Figure(
-        "acknowledged calls lost by power cuts in sync", f"{lost} of {returned:,}", "0",
+        "acknowledged calls lost by power cuts in sync",
+        f"{lost} of {returned:,}" + (", and a promise broken" if broken else ""), "0",
         lost == 0 and not broken,
     )  # fmt: skip
 
