@@ -281,12 +281,16 @@ def join_pieces(pieces: Iterable[bytes]) -> bytes:
 
 
 def split_pieces(data: bytes) -> list[bytes]:
-    """Return what `join_pieces` joined."""
+    """Return what `join_pieces` joined; CorruptionError for anything else."""
     pieces, at = [], 0
     while at < len(data):
-        end = at + 8 + int.from_bytes(data[at : at + 8], "little")
-        if end > len(data):
-            raise CorruptionError("a piece of sightings ends behind their end")
+        size = int.from_bytes(data[at : at + 8], "little")
+        end = at + 8 + size
+        # None is empty: 16 MiB of zeros, some hundred bytes in a file, are not 2 M pieces.
+        if not size or end > len(data):
+            raise CorruptionError(
+                f"a piece of sightings has {size} bytes at byte {at} of {len(data)}; run mkv verify"
+            )
         pieces.append(data[at + 8 : end])
         at = end
     return pieces

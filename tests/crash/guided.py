@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["monolith_kv"]):
-    from crash.fuzz import CORPUS, corpus, run_one
+    from crash.fuzz import CORPUS, corpus, run_one, watched
     from crash.mutations import MUTATORS
     from crash.parsers import PARSERS, checks_off
 
@@ -34,7 +34,7 @@ def main(target: str, seconds: int, folder: Path) -> None:
     options = [f"-max_total_time={seconds}", "-max_len=8192", "-rss_limit_mb=2048", "-timeout=30"]
     arguments = [sys.argv[0], str(folder), str(CORPUS / target), *options]
     atheris.Setup(arguments, try_one, custom_mutator=change, internal_libfuzzer=True)
-    with checks_off():
+    with checks_off(), watched():
         atheris.Fuzz()
 
 
