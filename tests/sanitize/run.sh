@@ -26,7 +26,9 @@ reports=$base/reports
 SKIPPED=(--ignore=tests/e2e/test_bench.py --ignore=tests/e2e/test_compare.py
     --ignore=tests/e2e/test_demo.py --ignore=tests/unit/test_bench.py
     --ignore=tests/test_docs.py --ignore=tests/test_architecture.py
-    --deselect=tests/unit/test_optimizers.py::test_kernels_equal_torch)
+    --deselect=tests/unit/test_optimizers.py::test_kernels_equal_torch
+    # A sanitizer keeps what was freed for a while, on purpose.
+    --deselect=tests/unit/test_ttl.py::test_resident_memory_falls_after_expiry)
 
 MONOLITH_KV_SANITIZE=$flags "$python" setup.py -q build --build-base "$base" --build-lib "$base/lib"
 "$cc" -g -shared -fPIC -fsanitize="$flags" tests/sanitize/bait.c -o "$base/bait.so"
@@ -58,7 +60,9 @@ clear_reports() { rm -rf "$reports" && mkdir -p "$reports"; }
 expect_report() { # a mistake in bait.c, what its report says
     clear_reports
     run tests/sanitize/bait.py "$base/bait.so" "$1" >"$reports/output" 2>&1 || true
-    if ! "$python" tests/sanitize/reports.py "$reports" | grep -q "$2"; then
+    local told
+    told=$("$python" tests/sanitize/reports.py "$reports") || true
+    if [[ $told != *"$2"* ]]; then
         echo "the sanitizer does not report $1 in bait.c: it is not at work" >&2
         cat "$reports"/* >&2
         exit 1
