@@ -34,10 +34,12 @@ def bug(name: str, what: str, file: str, old: str, new: str, *caught_by: str) ->
 
 STORAGE, REPLICATION = "monolith_kv/storage", "monolith_kv/replication"
 UNIT, CRASH = "tests/unit", "tests/crash"
+FOLLOWER = "tests/replication/test_follower_refuses.py"
 UNFLUSHED = f"{CRASH}/test_unflushed.py"
 POWER_CUT = f"{UNFLUSHED}::test_a_power_cut_at_any_flush_leaves_what_the_mode_promises"
 DELTAS = f"{UNIT}/test_store_deltas.py"
 PROMISES = f"{UNIT}/test_promises.py"
+DAMAGE = "tests/format/test_damage.py"
 FLUSH = f"{UNIT}/test_manifest_flush.py"
 ROT = f"{UNIT}/test_overflow_rot.py"
 LOG_FILE = f"{UNIT}/storage/test_log_file.py"
@@ -50,7 +52,6 @@ WRITING = [
         "            _rename_new(temporary, path)\n        fsync_folder(os.path.dirname(path))\n",
         "            _rename_new(temporary, path)\n",
         POWER_CUT,
-        f"{UNIT}/storage/test_files.py",
     ),
     bug(
         "no-sync-before-rename",
@@ -94,7 +95,7 @@ WRITING = [
         f"{STORAGE}/log_file.py",
         "        target = self._end\n        self._flushing = True\n",
         "        target = self._durable = self._end\n        self._flushing = True\n",
-        LOG_FILE,
+        f"{LOG_FILE}::test_threads_that_sync_at_once_share_one_flush",
     ),
     bug(
         "memory-before-log",
@@ -122,7 +123,7 @@ WRITING = [
         f"{STORAGE}/log_file.py",
         "        except BaseException:\n            self._cut_back()\n            raise\n",
         "        except BaseException:\n            raise\n",
-        LOG_FILE,
+        f"{LOG_FILE}::test_a_failed_write_is_cut_back_and_the_next_one_succeeds",
     ),
     bug(
         "sync-retried",
@@ -152,7 +153,6 @@ WRITING = [
         "        state,\n"
         "        sequence=sequence,\n",
         f"{POWER_CUT}[sync]",
-        f"{UNIT}/test_sealing.py",
     ),
     Bug(
         "retired-first",
@@ -189,7 +189,7 @@ WRITING = [
                 "                dense.store(state.path, version, data)\n",
             ),
         ],
-        [f"{UNIT}/test_sealing.py"],
+        [f"{UNIT}/test_sealing.py::test_a_kill_at_any_step_leaves_a_state_before_or_after"],
     ),
     bug(
         "deleted-on-doubt",
@@ -213,7 +213,7 @@ WRITING = [
         f"{STORAGE}/files.py",
         "os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, 0o600)",
         "os.O_RDWR | os.O_CREAT | _OPEN_FLAGS, 0o600)",
-        f"{UNIT}/storage/test_files.py",
+        f"{UNIT}/storage/test_files.py::test_a_temporary_file_is_new_or_refused",
     ),
 ]
 
@@ -224,7 +224,7 @@ READING = [
         f"{STORAGE}/framing.py",
         "    if computed != header.crc:\n",
         "    if False:\n",
-        "tests/format/test_damage.py::test_every_flipped_bit_is_refused_with_path_and_offset",
+        f"{DAMAGE}::test_every_flipped_bit_is_refused_with_path_and_offset[manifest]",
     ),
     bug(
         "chain-unchecked",
@@ -232,7 +232,7 @@ READING = [
         f"{STORAGE}/framing.py",
         "    if previous is not None and header.previous != previous:\n",
         "    if False:\n",
-        "tests/format/test_damage.py::test_missing_swapped_doubled_and_foreign_records_are_refused",
+        f"{DAMAGE}::test_missing_swapped_doubled_and_foreign_records_are_refused",
     ),
     bug(
         "length-uncapped",
@@ -240,7 +240,9 @@ READING = [
         f"{STORAGE}/framing.py",
         "    if header.length > RECORD_BYTES_MAX:\n",
         "    if False:\n",
-        f"{UNIT}/storage/test_record_file.py",
+        f"{UNIT}/storage/test_record_file.py::test_a_length_in_a_header_is_never_trusted",
+        f"{UNIT}/storage/test_record_file.py"
+        "::test_a_record_past_the_cap_is_refused_though_its_checksum_is_good",
     ),
     bug(
         "torn-is-rot",
@@ -264,7 +266,7 @@ READING = [
         f"{STORAGE}/log_file.py",
         "        elif self._must_be_closed:\n",
         "        elif False:\n",
-        LOG_FILE,
+        f"{LOG_FILE}::test_a_log_known_to_be_closed_is_refused_without_its_end",
     ),
     bug(
         "tail-left",
@@ -304,7 +306,7 @@ READING = [
         f"{STORAGE}/manifest.py",
         "            if pattern.fullmatch(name):\n                raise",
         "            if False:\n                raise",
-        f"{UNIT}/storage/test_manifest.py",
+        f"{UNIT}/storage/test_manifest.py::test_data_without_a_manifest_is_damage_not_a_new_store",
     ),
     bug(
         "overflow-unchecked",
@@ -312,7 +314,8 @@ READING = [
         f"{STORAGE}/overflow.py",
         "        good = stored == _checksums(keys, values)\n",
         "        good = np.ones(len(kept), np.bool_)\n",
-        f"{UNIT}/storage/test_overflow.py",
+        f"{UNIT}/storage/test_overflow.py"
+        "::test_every_flipped_bit_of_a_value_is_counted_and_left_out",
     ),
     bug(
         "fork-unlocks",
@@ -347,7 +350,8 @@ ROWS = [
         "cython_src/_shard.pyx",
         "    if shard.is_sealing and header[0] & seal_flag(shard):\n",
         "    if False and header[0] & seal_flag(shard):\n",
-        "tests/threads/test_calls_are_whole.py",
+        "tests/threads/test_calls_are_whole.py"
+        "::test_what_is_published_never_cuts_a_call[none-push]",
     ),
     bug(
         "abort-forgets",
@@ -423,7 +427,7 @@ GUARDS = [
         "monolith_kv/applying.py",
         "    if found.uuid and not lineage.extends(found.lineage, applied):\n",
         "    if False:\n",
-        DELTAS,
+        f"{DELTAS}::test_a_replica_that_followed_the_old_primary_too_far_is_fenced",
     ),
     bug(
         "applied-again",
@@ -447,7 +451,7 @@ GUARDS = [
         f"{REPLICATION}/build.py",
         "    if 2 * rows_new < rows:\n",
         "    if False:\n",
-        "tests/replication/test_follower_refuses.py",
+        f"{FOLLOWER}::test_a_fork_with_under_half_of_the_rows_is_refused",
     ),
     bug(
         "follows-the-older",
@@ -455,7 +459,7 @@ GUARDS = [
         f"{REPLICATION}/replica.py",
         "            refuse_older(source, mine)\n",
         "            pass\n",
-        "tests/replication/test_follower_refuses.py",
+        f"{FOLLOWER}::test_an_older_epoch_is_refused",
     ),
     bug(
         "publisher-unfenced",
@@ -463,7 +467,7 @@ GUARDS = [
         f"{REPLICATION}/publisher.py",
         "        refuse_fork(source, held)\n",
         "",
-        "tests/replication/test_publisher.py",
+        "tests/replication/test_publisher.py::test_a_stale_primary_is_fenced",
     ),
 ]
 
