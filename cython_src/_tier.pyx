@@ -1,9 +1,10 @@
 """Rows in and out of a shard as records. See _tier.pxd."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from monolith_kv._arena cimport (
+    Arena,
     arena_allocate,
     arena_embedding,
     arena_free,
@@ -15,6 +16,7 @@ from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_extend, buffe
 from monolith_kv._codec cimport record_embedding, record_state, record_time
 from monolith_kv._cuckoo cimport (
     BUCKET_CELLS,
+    FIND_GROUP,
     Bucket,
     Segment,
     bucket_has,
@@ -24,8 +26,10 @@ from monolith_kv._cuckoo cimport (
     cuckoo_segment,
     segment_end,
 )
+from monolith_kv._digest cimport RowDigest, digest_add, digest_row
 from monolith_kv._hashing cimport hash_shard
 from monolith_kv._lock cimport lock_alone, lock_leave
+from monolith_kv._pages cimport PIECE_BYTES
 from monolith_kv._row cimport (
     ROW_FLAGS,
     ROW_HEAT_MAX,
@@ -33,7 +37,6 @@ from monolith_kv._row cimport (
     ROW_TIME_SHIFT,
     ROW_TOUCHED_EVEN,
     ROW_TOUCHED_ODD,
-    ROW_UNSUMMED,
     row_clamp_time,
     row_cold,
     row_is_cold,
@@ -60,58 +63,135 @@ from monolith_kv._types cimport (
 )
 
 
-cdef void row_load(Shard* shard, row_t row, const uint8_t* record, uint64_t bits) noexcept nogil:
+cdef struct Fresh:
+    # Rows of a group that are filled before anyone can find them.
+    size_t count
+    size_t members[FIND_GROUP]     # which of the group
+    row_t rows[FIND_GROUP]
+    uint64_t* headers[FIND_GROUP]
+    RowDigest digests[FIND_GROUP]
+
+
+cdef void row_fill(
+    const Shard* shard, uint64_t* header, float* embedding, float* state, const uint8_t* record,
+    uint64_t bits
+) noexcept nogil:
     """Fill a row from its record; `bits` are the flags and the heat of its header."""
     cdef const Policy* policy = shard.policy
     cdef unix_s_t time = row_clamp_time(record_time(record))
-    arena_header(&shard.arena, row)[0] = (<uint64_t>time << ROW_TIME_SHIFT) | bits
-    memcpy(
-        arena_embedding(&shard.arena, row), record_embedding(record),
-        policy.dim * sizeof(float))
-    memcpy(
-        arena_state(&shard.arena, row), record_state(record, policy.dim),
-        policy.state_floats * sizeof(float))
+    header[0] = (<uint64_t>time << ROW_TIME_SHIFT) | bits
+    memcpy(embedding, record_embedding(record), policy.dim * sizeof(float))
+    memcpy(state, record_state(record, policy.dim), policy.state_floats * sizeof(float))
 
 
-cdef status_t locked_apply(
-    Shard* shard, fid_t fid, uint64_t hashed, const uint8_t* record
+cdef void row_load(Shard* shard, row_t row, const uint8_t* record, uint64_t bits) noexcept nogil:
+    row_fill(
+        shard, arena_header(&shard.arena, row), arena_embedding(&shard.arena, row),
+        arena_state(&shard.arena, row), record, bits)
+
+
+cdef void locked_replace(
+    Shard* shard, fid_t fid, row_t row, const uint8_t* record
 ) noexcept nogil:
-    cdef row_t* cell = cuckoo_find_one(&shard.index, fid, hashed)
-    cdef row_t row
     cdef uint64_t bits
-    if cell != NULL and not row_is_cold(cell[0]):
-        locked_before_change(shard, fid, cell[0])
-        bits = arena_header(&shard.arena, cell[0])[0] & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1)
-        row_load(shard, cell[0], record, bits)
-        locked_sum(shard, fid, cell[0])
-        return STATUS_OK
-    if arena_allocate(&shard.arena, &row) != STATUS_OK:
-        return STATUS_OUT_OF_MEMORY
-    row_load(
-        shard, row, record,
-        (<uint64_t>1 << ROW_HEAT_SHIFT) | shard.snapshot_flag | ROW_UNSUMMED)
-    if cuckoo_insert(&shard.index, fid, hashed, row) != STATUS_OK:
-        arena_free(&shard.arena, row)
-        return STATUS_OUT_OF_MEMORY
+    locked_before_change(shard, fid, row)
+    bits = arena_header(&shard.arena, row)[0] & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1)
+    row_load(shard, row, record, bits)
     locked_sum(shard, fid, row)
-    return STATUS_OK
+
+
+cdef status_t locked_begin(
+    Shard* shard, const Group* group, const uint8_t* records, Fresh* fresh
+) noexcept nogil:
+    """Replace the rows that are there, make room for those that are not."""
+    cdef size_t i
+    cdef size_t record_bytes = shard.policy.record_bytes
+    cdef status_t status = locked_reserve(shard, group.count)
+    fresh.count = 0
+    for i in range(group.count if status == STATUS_OK else 0):
+        if group.cells[i] != NULL and not row_is_cold(group.cells[i][0]):
+            locked_replace(
+                shard, group.fids[i], group.cells[i][0],
+                records + group.positions[i] * record_bytes)
+            continue
+        status = arena_allocate(&shard.arena, &fresh.rows[fresh.count])
+        if status != STATUS_OK:
+            break
+        fresh.members[fresh.count] = i
+        fresh.headers[fresh.count] = arena_header(&shard.arena, fresh.rows[fresh.count])
+        fresh.count += 1
+    return status
+
+
+cdef void fresh_fill(
+    const Shard* shard, const Group* group, const uint8_t* records, Fresh* fresh
+) noexcept nogil:
+    """Without the lock: to write to memory for the first time takes longer than all the rest."""
+    cdef const Arena* arena = &shard.arena
+    cdef size_t i, place
+    cdef char* base
+    cdef float* embedding
+    for i in range(fresh.count):
+        # The list of slabs may move meanwhile, slabs do not.
+        base = <char*>(<uintptr_t>fresh.headers[i] & ~<uintptr_t>(PIECE_BYTES - 1))
+        place = (<char*>fresh.headers[i] - base) // sizeof(uint64_t)
+        embedding = <float*>(base + arena.embeddings_at) + place * arena.embedding_floats
+        row_fill(
+            shard, fresh.headers[i], embedding,
+            <float*>(base + arena.states_at) + place * arena.state_floats,
+            records + group.positions[fresh.members[i]] * shard.policy.record_bytes,
+            (<uint64_t>1 << ROW_HEAT_SHIFT) | shard.snapshot_flag)
+        fresh.digests[i] = digest_row(
+            group.fids[fresh.members[i]], embedding, shard.policy.dim)
+
+
+cdef status_t locked_finish(
+    Shard* shard, const Group* group, const uint8_t* records, const Fresh* fresh
+) noexcept nogil:
+    """Let the rows be found; one that has come meanwhile, or twice, is replaced."""
+    cdef size_t i
+    cdef fid_t fid
+    cdef row_t* cell
+    cdef status_t status = STATUS_OK
+    for i in range(fresh.count):
+        fid = group.fids[fresh.members[i]]
+        cell = cuckoo_find_one(&shard.index, fid, group.hashes[fresh.members[i]])
+        if status == STATUS_OK and cell != NULL and not row_is_cold(cell[0]):
+            status = locked_reserve(shard, 1)
+            if status == STATUS_OK:
+                locked_replace(
+                    shard, fid, cell[0],
+                    records + group.positions[fresh.members[i]] * shard.policy.record_bytes)
+        elif status == STATUS_OK:
+            status = cuckoo_insert(
+                &shard.index, fid, group.hashes[fresh.members[i]], fresh.rows[i])
+            if status == STATUS_OK:
+                digest_add(&shard.digest, fresh.digests[i])
+                continue
+        arena_free(&shard.arena, fresh.rows[i])
+    return status
 
 
 cdef status_t shard_apply(
     Shard* shard, const Batch* batch, size_t number, const uint8_t* records
 ) noexcept nogil:
-    cdef size_t i
-    cdef uint32_t position
-    cdef status_t status
-    lock_alone(&shard.lock)
-    status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
-    for i in range(batch.starts[number], batch.starts[number + 1]):
-        position = batch.order[i]
-        if status == STATUS_OK:
-            status = locked_apply(
-                shard, batch.fids[position], batch.hashes[position],
-                records + <size_t>position * shard.policy.record_bytes)
-    lock_leave(&shard.lock)
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef Group group
+    cdef Fresh fresh
+    cdef status_t status = STATUS_OK
+    while start < end and status == STATUS_OK:
+        lock_alone(&shard.lock)
+        group_fill(shard, batch, start, end, &group)
+        group_prefetch(shard, &group, True, True, True)
+        status = locked_begin(shard, &group, records, &fresh)
+        if fresh.count:
+            lock_leave(&shard.lock)
+            fresh_fill(shard, &group, records, &fresh)
+            lock_alone(&shard.lock)
+            status |= locked_finish(shard, &group, records, &fresh)
+        lock_leave(&shard.lock)
+        start += group.count
     return status
 
 

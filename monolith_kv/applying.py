@@ -17,7 +17,8 @@ from monolith_kv.storage import delta_log, files, format, manifest
 from monolith_kv.storage.delta_log import DeltaReader
 from monolith_kv.storage.format import DELTA_FOLDER
 from monolith_kv.storage.manifest import Manifest
-from monolith_kv.storage.recovery import check_schemas, load_delta, position, read_schemas
+from monolith_kv.storage.recovery import load_delta, position
+from monolith_kv.storage.tables import check_schemas, read_schemas
 
 
 def apply_delta(state: StoreState, path: str) -> bool:

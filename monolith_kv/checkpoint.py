@@ -18,8 +18,7 @@ from monolith_kv.catalog import commit, retire, snapshot_of
 from monolith_kv.errors import Error
 from monolith_kv.fids import distinct
 from monolith_kv.published import Snapshot
-from monolith_kv.sealing import store_digest
-from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.state import StoreState, TableEntry, store_digest
 from monolith_kv.storage import format, marks
 from monolith_kv.storage.snapshot import SnapshotWriter
 

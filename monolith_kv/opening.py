@@ -23,7 +23,7 @@ from monolith_kv.storage import files, manifest, marks
 from monolith_kv.storage.format import OVERFLOW_FOLDER
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.overflow import OverflowTier
-from monolith_kv.storage.recovery import position, recover
+from monolith_kv.storage.recovery import Base, position, recover
 
 READ_ATTEMPTS = 20
 MEMORY_MIN = 1
@@ -45,7 +45,18 @@ def open_state(
     """
     if mode == "r":
         return read_state(path, settings, clock, monotonic)
-    state = StoreState(path, mode, settings, clock, monotonic)
+    return write_state(StoreState(path, mode, settings, clock, monotonic))
+
+
+def write_state(state: StoreState, base: Base | None = None) -> StoreState:
+    """Recover a state that will be written to.
+
+    Parameters
+    ----------
+    state : StoreState
+        Empty; or filled from `base`, the only snapshot of the store that its manifest describes.
+    """
+    path, mode = state.path, state.mode
     # Before anything is created: a folder with data but no manifest is damaged, not new.
     manifest.load(path, to_write=True)
     files.make_folder(path)
@@ -59,8 +70,10 @@ def open_state(
                 files.fsync_folder(os.path.dirname(os.path.abspath(path)))
             found = _first(mode)
         _check_mode(path, mode, found)
+        if base is not None and found != state.manifest:
+            raise Error(f"{path} was opened by somebody else while it was restored; open it again")
         open_overflow(state, os.path.join(path, OVERFLOW_FOLDER))
-        recover(state, found)
+        recover(state, found, base)
         _begin(state, found)
     except BaseException:
         release(state)

@@ -1,8 +1,10 @@
-"""Restore: make the files of a new store from one snapshot, or from those of several shards.
+"""Restore: make a new store from one snapshot, or from those of several shards.
 
 What must hold: the new store appears under its name wholly or not at all: it is built in a folder
-beside it, which gets the name last. Memory is one block of rows, and for several snapshots the ids
-that were seen.
+beside it, which gets the name last; by then every byte was verified. One whole snapshot is read
+once: its file becomes the new store's, its rows go into the memory of the store to be opened. From
+several, or from a part, a new one is written; memory is then one block of rows, and for several
+snapshots the ids that were seen.
 """
 
 import os
@@ -16,16 +18,18 @@ from numpy.typing import NDArray
 
 from monolith_kv._table import Barrier, TableCore
 from monolith_kv.errors import CorruptionError, DataLossWarning, SchemaError
+from monolith_kv.fids import distinct
 from monolith_kv.lineage import Lineage
 from monolith_kv.schema import TableSchema
-from monolith_kv.sealing import store_digest
-from monolith_kv.state import Settings, StoreState
-from monolith_kv.storage import files, manifest
+from monolith_kv.state import Settings, StoreState, store_digest
+from monolith_kv.storage import files, format, manifest, snapshot
+from monolith_kv.storage.adopting import adopt
 from monolith_kv.storage.format import RecordKind
 from monolith_kv.storage.framing import Record
 from monolith_kv.storage.manifest import Manifest
-from monolith_kv.storage.recovery import read_schemas
+from monolith_kv.storage.recovery import Base, load_snapshot
 from monolith_kv.storage.snapshot import SnapshotReader, SnapshotWriter
+from monolith_kv.storage.tables import read_schemas
 
 Keep = Callable[[str, NDArray[np.uint64]], NDArray[np.bool_]]
 Progress = Callable[[int, int], None]
@@ -34,19 +38,32 @@ FID = np.dtype("<u8")
 
 def restore_files(
     sources: Sequence[str],
-    path: str,
-    *,
-    mode: str,
+    state: StoreState,
     progress: Progress | None,
     keep: Keep | None,
-    clock: Callable[[], float],
-) -> None:
-    """Make the store at `path` from snapshot files; see `monolith_kv.restore`."""
-    refuse_taken(path)
+) -> Base | None:
+    """Make the store at `state.path` from snapshot files; see `monolith_kv.restore`.
+
+    Parameters
+    ----------
+    state : StoreState
+        Empty; of the store that will be opened.
+
+    Returns
+    -------
+    Base or None
+        What the state has been filled with; None where it is still empty.
+    """
+    refuse_taken(state.path)
     readers = [SnapshotReader(source) for source in sources]
-    for reader in readers:
-        reader.verify()
-    build(path, lambda folder: _write(folder, readers, mode, progress, keep, clock))
+    if len(readers) > 1 or keep is not None:
+        for reader in readers:
+            reader.verify()
+        build(state.path, lambda folder: _write(folder, readers, state, progress, keep))
+        return None
+    taken: list[Base] = []
+    build(state.path, lambda folder: taken.extend(_take(folder, readers[0], state, progress)))
+    return taken[0] if taken else None
 
 
 def refuse_taken(path: str) -> None:
@@ -71,13 +88,96 @@ def build(path: str, write: Callable[[str], None]) -> None:
         raise
 
 
+# --- one whole snapshot --------------------------------------------------------------------
+
+
+def _take(
+    folder: str, source: SnapshotReader, state: StoreState, progress: Progress | None
+) -> list[Base]:
+    """Take the snapshot's file over, and its rows into the state unless that has a limit."""
+    identity = source.header.identity
+    path = snapshot.path_of(folder, format.snapshot_name(identity.number, identity.epoch))
+    files.make_folder(os.path.dirname(path))
+    adopt(source.path, path)
+    loaded = []
+    try:
+        reader = SnapshotReader(path)
+        if reader.header != source.header or reader.end != source.end:
+            raise CorruptionError(f"{path} changed while it was restored", path, 0)
+        if state.settings.memory_limit is None:
+            loaded.append(load_snapshot(state, reader, progress))
+        else:  # The overflow tier is part of the store: rows go there when it is opened.
+            _verify(reader, progress)
+    except CorruptionError as error:  # The file that its user knows has the damage, too.
+        text = str(error).replace(path, source.path)
+        raise CorruptionError(text, source.path, error.offset) from error
+    meta = reader.meta
+    named = _named(reader.lineage, meta["sequence"], reader.end["rows"], reader.size, state)
+    lineage = reader.lineage
+    if state.mode == "rw":
+        lineage = lineage.begin(after=meta["sequence"])
+    # Logs are numbered on from where the snapshot says: that is where recovery looks for them.
+    _store_manifest(folder, state, meta, lineage, named, meta.get("calls_from", 0))
+    return loaded
+
+
+def _verify(reader: SnapshotReader, progress: Progress | None) -> None:
+    rows = 0
+    for record in reader.records():
+        if record.kind == RecordKind.ROWS and progress is not None:
+            rows += record.count
+            progress(rows, reader.end["rows"])
+
+
+def _named(
+    lineage: Lineage, sequence: int, rows: int, size: int, state: StoreState
+) -> dict[str, Any]:
+    """Return the entry of the only snapshot of the new store."""
+    return {
+        "name": format.snapshot_name(sequence, lineage.epoch),
+        "sequence": sequence,
+        "epoch": lineage.epoch,
+        "rows": rows,
+        "bytes": size,
+        "created_at": float(state.clock()),
+        "lineage": lineage.to_json(),
+        "logged": False,
+    }
+
+
+def _store_manifest(
+    folder: str,
+    state: StoreState,
+    meta: dict[str, Any],
+    lineage: Lineage,
+    named: dict[str, Any],
+    calls_from: int,
+) -> None:
+    tables = meta["tables"]
+    state.manifest = Manifest(
+        uuid=meta["uuid"],
+        lineage=lineage,
+        sequence=meta["sequence"],
+        mode=state.mode,
+        cursor=meta["cursor"],
+        tables=tables,
+        next_table_id=1 + max((table["id"] for table in tables), default=0),
+        snapshots=[named],
+        first_call_log=max(1, calls_from),
+        clock_high=named["created_at"],
+    )
+    manifest.store(folder, state.manifest)
+
+
+# --- several, or a part --------------------------------------------------------------------
+
+
 def _write(
     folder: str,
     readers: list[SnapshotReader],
-    mode: str,
+    state: StoreState,
     progress: Progress | None,
     keep: Keep | None,
-    clock: Callable[[], float],
 ) -> None:
     first = readers[0]
     if len(readers) > 1:
@@ -87,49 +187,25 @@ def _write(
         identity, lineage = first.meta["uuid"], first.lineage
         sequence, cursor = first.meta["sequence"], first.meta["cursor"]
     merge = Merge(readers, keep, progress)
-    tables = merge.tables_json()
-    created_at = float(clock())
+    meta: dict[str, Any] = {
+        "uuid": identity,
+        "lineage": lineage.to_json(),
+        "sequence": sequence,
+        "cursor": cursor,
+        "tables": merge.tables_json(),
+        "created_at": float(state.clock()),
+        "dense_version": first.meta["dense_version"],
+        "calls_from": 0,
+        "unsealed": _unsealed(readers),
+    }
     with SnapshotWriter(folder, identity, sequence, lineage.epoch) as writer:
-        writer.meta(
-            {
-                "uuid": identity,
-                "lineage": lineage.to_json(),
-                "sequence": sequence,
-                "cursor": cursor,
-                "tables": tables,
-                "created_at": created_at,
-                "dense_version": first.meta["dense_version"],
-                "calls_from": 0,
-                "unsealed": _unsealed(readers),
-            }
-        )
+        writer.meta(meta)
         merge.write(writer)
         _, size = writer.publish({"digest": merge.digest()})
-        rows = writer.rows_written
-        named = {
-            "name": writer.name,
-            "sequence": sequence,
-            "epoch": lineage.epoch,
-            "rows": rows,
-            "bytes": size,
-            "created_at": created_at,
-            "lineage": lineage.to_json(),
-            "logged": False,
-        }
-    if mode == "rw" and len(readers) == 1:
+        named = _named(lineage, sequence, writer.rows_written, size, state)
+    if state.mode == "rw" and len(readers) == 1:
         lineage = lineage.begin(after=sequence)
-    made = Manifest(
-        uuid=identity,
-        lineage=lineage,
-        sequence=sequence,
-        mode=mode,
-        cursor=cursor,
-        tables=tables,
-        next_table_id=1 + max((table["id"] for table in tables), default=0),
-        snapshots=[named],
-        clock_high=created_at,
-    )
-    manifest.store(folder, made)
+    _store_manifest(folder, state, meta, lineage, named, 0)
 
 
 def _unsealed(readers: list[SnapshotReader]) -> dict[str, bool]:
@@ -210,7 +286,7 @@ class Merge:
                 writer.gate(entry.id, gate)
             touched = self._touched[name] if self._is_one else self._seen[name]
             if touched:
-                writer.touched(entry.id, np.unique(np.concatenate(touched)))
+                writer.touched(entry.id, distinct(np.concatenate(touched)))
 
     def digest(self) -> str:
         """Return the digest of what was written."""
@@ -281,13 +357,12 @@ class Merge:
         if self._is_one:
             return
         for name, parts in self._seen.items():
-            fids = np.concatenate(parts) if parts else np.empty(0, np.uint64)
-            distinct, counts = np.unique(fids, return_counts=True)
-            if len(distinct) != len(fids):
+            fids = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+            twice = fids[1:][fids[1:] == fids[:-1]]
+            if len(twice):
                 raise ValueError(
-                    f"{reader.path}: {len(fids) - len(distinct)} ids of table {name}, id "
-                    f"{distinct[counts > 1][0]} for one, are in two of the snapshots; let keep() "
-                    "select each once"
+                    f"{reader.path}: {len(twice)} ids of table {name}, id {twice[0]} for one, are "
+                    "in two of the snapshots; let keep() select each once"
                 )
 
 

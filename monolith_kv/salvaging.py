@@ -32,9 +32,9 @@ from monolith_kv.storage.recovery import (
     load_sightings,
     recover,
     set_dense,
-    sync_tables,
 )
 from monolith_kv.storage.scan import good_records
+from monolith_kv.storage.tables import sync_tables
 from monolith_kv.verifying import verify_files
 
 MEMORY_BYTES = 1 << 30  # Of rows and index; past that, rows go to disk on the way.

@@ -5,9 +5,8 @@ once the manifest names it; if anything fails before, nothing is lost: rows coun
 sightings as pending, the calls stay in their logs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,7 @@ from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.errors import StoreFullError
 from monolith_kv.fids import without
 from monolith_kv.published import Delta
-from monolith_kv.schema import TableSchema
-from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.state import StoreState, TableEntry, store_digest
 from monolith_kv.storage import marks, sightings
 from monolith_kv.storage.delta_log import DeltaWriter
 from monolith_kv.storage.recovery import join_pieces
@@ -231,26 +229,3 @@ def store_sightings(state: StoreState) -> None:
     name = sightings.store(state.path, found.uuid, found.sequence, found.lineage.epoch, by_table)
     if found.sightings != name:
         commit(state, sightings=name)
-
-
-class Digested(Protocol):
-    """A table whose rows have a digest."""
-
-    schema: TableSchema
-
-    def digest(self) -> tuple[int, int]:
-        """Return the order-independent hash of its rows, in two parts."""
-
-
-def store_digest(entries: Sequence[Digested]) -> str:
-    """Return the order-independent hash of all records of these tables, in hexadecimal."""
-    from hashlib import blake2b  # It loads OpenSSL: not before it is needed.
-
-    hashed = blake2b(digest_size=16)
-    for entry in sorted(entries, key=lambda entry: entry.schema.name):
-        low, high = entry.digest()
-        name = entry.schema.name.encode()
-        hashed.update(len(name).to_bytes(2, "little") + name)
-        hashed.update(entry.schema.dim.to_bytes(4, "little"))
-        hashed.update(low.to_bytes(8, "little") + high.to_bytes(8, "little"))
-    return hashed.hexdigest()

@@ -8,7 +8,7 @@ a store that logs calls or overflows, who changes rows; always, who changes sche
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -383,3 +383,26 @@ def settle_core(
                 gate.window_s,
             )
         )
+
+
+class Digested(Protocol):
+    """A table whose rows have a digest."""
+
+    schema: TableSchema
+
+    def digest(self) -> tuple[int, int]:
+        """Return the order-independent hash of its rows, in two parts."""
+
+
+def store_digest(entries: Sequence[Digested]) -> str:
+    """Return the order-independent hash of all records of these tables, in hexadecimal."""
+    from hashlib import blake2b  # It loads OpenSSL: not before it is needed.
+
+    hashed = blake2b(digest_size=16)
+    for entry in sorted(entries, key=lambda entry: entry.schema.name):
+        low, high = entry.digest()
+        name = entry.schema.name.encode()
+        hashed.update(len(name).to_bytes(2, "little") + name)
+        hashed.update(entry.schema.dim.to_bytes(4, "little"))
+        hashed.update(low.to_bytes(8, "little") + high.to_bytes(8, "little"))
+    return hashed.hexdigest()

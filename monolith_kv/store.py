@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.opening import open_state
+from monolith_kv.opening import open_state, write_state
 from monolith_kv.restoring import restore_files
 from monolith_kv.salvaging import salvage_files
-from monolith_kv.state import Mode, Settings
+from monolith_kv.state import Mode, Settings, StoreState
 from monolith_kv.store_handle import Duration, Path, Progress, Store
 from monolith_kv.units import parse_duration, parse_size
 from monolith_kv.validation import as_path
@@ -101,17 +101,10 @@ def open(
     """
     folder = as_path(path)
     _one_of(mode, MODES, "mode")
-    _one_of(durability, DURABILITIES, "durability")
-    settings = Settings(
-        durability=durability,
-        delta_interval_s=_interval(delta_interval),
-        delta_retention_s=parse_duration(delta_retention, "delta_retention"),
-        snapshots_kept=_count(snapshots_kept, "snapshots_kept"),
-        memory_limit=_size(memory_limit, "memory_limit"),
-        overflow_limit=_size(overflow_limit, "overflow_limit"),
+    settings = _settings(
+        durability, delta_interval, delta_retention, snapshots_kept, memory_limit, overflow_limit
     )
-    if not callable(clock):
-        raise TypeError(f"clock must be callable, got {type(clock).__name__}")
+    _check_clock(clock)
     return Store(open_state(folder, mode, settings, clock, time.monotonic), open)
 
 
@@ -129,8 +122,9 @@ def restore(
     Parameters
     ----------
     snapshots : path-like, or sequence of path-like
-        One: the store keeps its identity. Several: a new store with new identity, sequence 0,
-        empty cursor, the dense parameters of the first, and the gates added up.
+        One: the store keeps its identity and takes the file over (see Notes). Several: a new store
+        with new identity, sequence 0, empty cursor, the dense parameters of the first, and the
+        gates added up.
     path : path-like
         Empty or absent; a failed restore leaves nothing there.
     mode : {"rw", "replica"}
@@ -159,6 +153,12 @@ def restore(
     SchemaError
         Tables of one name differ between the snapshots.
 
+    Notes
+    -----
+    One snapshot, without `keep`, is read once and not copied where that can be helped: the new
+    store shares its file, by a clone or else by a hard link, which makes the file read-only. To
+    remove it, or to replace it by renaming, does no harm to the store.
+
     Examples
     --------
     >>> import tempfile
@@ -178,11 +178,11 @@ def restore(
         raise ValueError("snapshots must be one at least, got none")
     if mode == "replica" and len(sources) > 1:
         raise ValueError(f'mode "replica" takes one snapshot, got {len(sources)}')
-    restore_files(
-        sources, folder, mode=mode, progress=progress, keep=keep,
-        clock=open_options.get("clock", time.time),
-    )  # fmt: skip
-    return open(folder, mode, **open_options)
+    clock = open_options.pop("clock", time.time)
+    _check_clock(clock)
+    state = StoreState(folder, mode, _settings(**open_options), clock, time.monotonic)
+    base = restore_files(sources, state, progress, keep)
+    return Store(write_state(state, base), open)
 
 
 def salvage(path: Path, to: Path) -> list[str]:
@@ -208,6 +208,30 @@ def salvage(path: Path, to: Path) -> list[str]:
         `to` is not empty.
     """
     return salvage_files(as_path(path), as_path(to, "to"), clock=time.time)
+
+
+def _settings(
+    durability: str = "interval",
+    delta_interval: Duration | None = "60s",
+    delta_retention: Duration = "1d",
+    snapshots_kept: int = 2,
+    memory_limit: Size | None = None,
+    overflow_limit: Size | None = None,
+) -> Settings:
+    _one_of(durability, DURABILITIES, "durability")
+    return Settings(
+        durability=durability,
+        delta_interval_s=_interval(delta_interval),
+        delta_retention_s=parse_duration(delta_retention, "delta_retention"),
+        snapshots_kept=_count(snapshots_kept, "snapshots_kept"),
+        memory_limit=_size(memory_limit, "memory_limit"),
+        overflow_limit=_size(overflow_limit, "overflow_limit"),
+    )
+
+
+def _check_clock(clock: object) -> None:
+    if not callable(clock):
+        raise TypeError(f"clock must be callable, got {type(clock).__name__}")
 
 
 def _one_of(value: Any, allowed: tuple[str, ...], name: str) -> None:

@@ -20,9 +20,9 @@ from monolith_kv.optimizers import Optimizer
 from monolith_kv.policies import FrequencyGate
 from monolith_kv.published import Compaction, Delta, Snapshot
 from monolith_kv.schema import Slice, check_name
-from monolith_kv.sealing import seal, store_digest
+from monolith_kv.sealing import seal
 from monolith_kv.settings import KEEP, configure, new_schema, same_schema
-from monolith_kv.state import Mode, StoreState, TableEntry
+from monolith_kv.state import Mode, StoreState, TableEntry, store_digest
 from monolith_kv.stats import store_stats
 from monolith_kv.table import Table
 from monolith_kv.units import parse_duration

@@ -37,6 +37,7 @@ PYTHON_RANKS = [
     ["errors", "storage", "fids", "_checksum", "_finite"],
     ["units", "validation", "storage.files"],
     ["optimizers", "initializers", "policies", "lineage", "published", "storage.format"],
+    ["storage.adopting"],
     ["schema", "storage.framing"],
     ["storage.record_file", "storage.log_file"],
     ["storage.contents", "storage.log_finish", "storage.scan"],
@@ -56,7 +57,7 @@ PYTHON_RANKS = [
     ["refill", "catalog"],
     ["budget"],
     ["calls", "dense_parameters"],
-    ["settings", "compaction"],
+    ["settings", "compaction", "loading", "storage.tables"],
     ["table"],
     ["storage.recovery"],
     ["sealing", "stats", "verifying"],
@@ -81,6 +82,8 @@ DISK_CALLS = {"fsync", "fdatasync", "replace", "rename", "renames", "link", "syn
 CLOCK_CALLS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "Thread", "Timer"}
 MAY_CALL_DISK = {"monolith_kv.storage.files"}
 MAY_CALL_CLOCK = {"monolith_kv.store", "monolith_kv.maintenance"}
+# Its threads end with the call that began them.
+MAY_CALL_CLOCK |= {"monolith_kv.loading"}
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70

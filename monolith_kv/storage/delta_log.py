@@ -137,7 +137,7 @@ class DeltaReader(ContentsReader):
 
         Notes
         -----
-        After the last one END's counts are compared. Payloads are views of the mapped file.
+        After the last one END's counts are compared. Payloads are views of what was read.
         """
         rows = removals = 0
         for record in body(self._reader, KINDS):

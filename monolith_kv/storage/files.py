@@ -194,6 +194,12 @@ def _rename_new(temporary: str, path: str) -> None:
     os.unlink(temporary)
 
 
+def link_file(source: str, target: str) -> None:
+    """Give a file a second name, durably; OSError where that cannot be had."""
+    os.link(source, target, follow_symlinks=False)
+    fsync_folder(os.path.dirname(target))
+
+
 def probe_room(folder: str, size_bytes: int) -> None:
     """Raise StoreFullError unless a file of `size_bytes` can be written in the folder now.
 

@@ -1,24 +1,31 @@
-"""A finished record file: written under a temporary name, published whole, read by mmap.
+"""A finished record file: written under a temporary name, published whole, read front to end.
 
 What must hold: a file that is complete ends with an END record, to the byte, which counts the
 records before it; anything else is damage. What a reader hands out was verified before.
 """
 
-import mmap
+import contextlib
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from monolith_kv.errors import Error
 from monolith_kv.storage import files
 from monolith_kv.storage.files import Buffer
 from monolith_kv.storage.format import (
+    ALIGNMENT,
     HEADER_BYTES,
+    RECORD,
     RECORD_HEADER_BYTES,
     FileIdentity,
     FileType,
     Header,
+    RecordHeader,
     RecordKind,
     pack_header,
     padded,
@@ -29,6 +36,7 @@ from monolith_kv.storage.framing import (
     Damage,
     Part,
     Record,
+    Source,
     corruption,
     decode_json,
     encode_json,
@@ -36,6 +44,10 @@ from monolith_kv.storage.framing import (
     peek_part,
     read_part,
 )
+
+WINDOW_BYTES = 8 << 20
+AHEAD_BYTES = 2 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
+TAIL_BYTES = 4096  # More than the END record of a large file takes.
 
 
 class RecordWriter:
@@ -154,14 +166,75 @@ class RecordWriter:
         os.close(fd)
 
 
-class _Mapped:
-    """A whole file in memory by mmap. Only for files that are never cut: SIGBUS otherwise."""
+class File:
+    """An open file to read from at any place; closed when nobody holds it any more.
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._view = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ))
+    Notes
+    -----
+    Not by mmap: an error of the disk would be a signal there, and what was read would count as
+    this process's memory.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._fd = files.open_readable(path)
+        self.size = os.fstat(self._fd).st_size
 
     def view(self, offset: int, size: int) -> memoryview:
-        return self._view[offset : offset + size]
+        """Return `size` bytes from `offset` on, fewer at the end of the file."""
+        return self.read_into(np.empty(max(0, min(size, self.size - offset)), np.uint8), offset)
+
+    def read_into(self, memory: NDArray[np.uint8], offset: int) -> memoryview:
+        """Fill `memory` with the bytes from `offset` on; return a view of those that are there."""
+        view, done = memory.data, 0
+        while done < len(view) and (count := os.preadv(self._fd, [view[done:]], offset + done)):
+            done += count
+        return view[:done].toreadonly()
+
+    def expect(self, offset: int, size: int) -> None:
+        """Let the disk begin to read."""
+        if size > 0 and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+
+
+class Stream:
+    """The bytes of a file from front to end, in windows; the disk reads ahead of them.
+
+    Notes
+    -----
+    A window stays as it is while there is a view of it; then its memory serves the next one, which
+    spares the system to clear as much again.
+    """
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._start = 0
+        self._data = memoryview(b"")
+        self._spare: list[NDArray[np.uint8]] = []
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Return `size` bytes from `offset` on, fewer at the end of the file."""
+        start = offset - self._start
+        if start < 0 or start + size > len(self._data):
+            self._data = memoryview(b"")  # If nobody looks at it any more, it is the next one.
+            self._data = self._read(offset, max(size, WINDOW_BYTES))
+            self._start, start = offset, 0
+            end = offset + len(self._data)
+            self._file.expect(end, min(AHEAD_BYTES, self._file.size - end))
+        return self._data[start : start + size]
+
+    def _read(self, offset: int, size: int) -> memoryview:
+        size = max(0, min(size, self._file.size - offset))
+        memory = self._spare.pop() if self._spare else np.empty(0, np.uint8)
+        if len(memory) < size:
+            memory = np.empty(size, np.uint8)
+        window = memory[:size]
+        # Views of its memoryview keep this object, no other does: when they are gone, it goes.
+        weakref.finalize(window, self._spare.append, memory).atexit = False
+        return self._file.read_into(window, offset)
 
 
 class RecordReader:
@@ -183,73 +256,94 @@ class RecordReader:
 
     Notes
     -----
-    Payloads are views of the mapped file and stay valid after the reader is gone. Memory is one
-    record's (a payload in parts is joined). Any number of threads may iterate at once.
+    Payloads are views of what was read and stay valid after the reader is gone. Memory is a window
+    of the file, or one record (a payload in parts is joined). Any number of threads may iterate at
+    once.
     """
 
     def __init__(self, path: str, file_type: FileType | None = None) -> None:
         self.path = path
-        fd = files.open_readable(path)
-        try:
-            self.size = os.fstat(fd).st_size
-            self.header: Header = unpack_header(os.pread(fd, HEADER_BYTES, 0), path, file_type)
-            self._source = _Mapped(fd, self.size)
-        finally:
-            os.close(fd)
+        self._file = File(path)
+        self.size = self._file.size
+        self.header: Header = unpack_header(
+            bytes(self._file.view(0, HEADER_BYTES)), path, file_type
+        )
         self.end_offset, self._end = self._find_end()
         self.meta: dict[str, Any] = decode_json(self._end.payload, path, self.end_offset)
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield all records but END, in order, each verified."""
-        assembler = Assembler(self.path)
-        offset, previous = HEADER_BYTES, self.header.crc
+        """Yield all records but END, in order, each verified; END's count of them is, too."""
+        assembler, source = Assembler(self.path), Stream(self._file)
+        offset, previous, parts = HEADER_BYTES, self.header.crc, 0
         while offset < self.end_offset:
-            part = self._part(offset, previous)
+            part = self._part(source, offset, previous)
+            if part.header.kind == RecordKind.END:
+                self._corrupt(part.end, Damage(f"{self.size - part.end} bytes lie behind the end"))
             try:
                 record = assembler.add(part)
             except Damage as damage:
                 self._corrupt(offset, damage)
             if record is not None:
                 yield record
-            offset, previous = part.end, part.header.crc
+            offset, previous, parts = part.end, part.header.crc, parts + 1
         if assembler.start is not None:
             self._corrupt(assembler.start, Damage("the record goes on, but the file has ended"))
-        self._part(offset, previous)
+        end = self._part(source, offset, previous)
+        if end.header.count != parts:
+            self._corrupt(
+                offset, Damage(f"the end counts {end.header.count} records, found {parts}")
+            )
 
     def verify(self) -> None:
         """Read and check every byte of the file."""
         for _ in self:
             pass
 
-    def _part(self, offset: int, previous: int | None) -> Part:
+    def _part(self, source: Source, offset: int, previous: int | None) -> Part:
         try:
-            return read_part(self._source, offset, self.size, self.header.seed, previous)
+            return read_part(source, offset, self.size, self.header.seed, previous)
         except Damage as damage:
             self._corrupt(offset, damage)
 
     def _find_end(self) -> tuple[int, Part]:
-        # Hops from header to header: these are not verified yet, but a wrong length cannot lead
-        # to anything else than a CRC mismatch here or, at the latest, when the record is read.
-        offset, records = HEADER_BYTES, 0
-        while True:
-            try:
-                header = peek_part(self._source, offset, self.size)
-            except Damage as damage:
-                self._corrupt(offset, damage)
-            if header.kind == RecordKind.END:
-                break
-            offset += RECORD_HEADER_BYTES + padded(header.length)
-            records += 1
-        part = self._part(offset, None)
+        # From the back: hopping there from header to header reads all over the file.
+        offset = self._last_record()
+        if offset is None:
+            offset = self._hop_to_end()
+        part = self._part(self._file, offset, None)
         if part.header.flags or part.header.table or part.header.durable:
             self._corrupt(offset, Damage("the end record has fields that must be zero"))
         if part.end != self.size:
             self._corrupt(part.end, Damage(f"{self.size - part.end} bytes lie behind the end"))
-        if part.header.count != records:
-            self._corrupt(
-                offset, Damage(f"the end counts {part.header.count} records, found {records}")
-            )
         return offset, part
+
+    def _last_record(self) -> int | None:
+        """Return where an END record that goes to the last byte and verifies begins."""
+        if self.size % ALIGNMENT:
+            return None
+        start = max(HEADER_BYTES, self.size - TAIL_BYTES)
+        tail = self._file.view(start, self.size - start)
+        for at in range(len(tail) - RECORD_HEADER_BYTES, -1, -ALIGNMENT):
+            header = RecordHeader(*RECORD.unpack_from(tail, at))
+            if (header.kind, header.flags) == (RecordKind.END, 0) and (
+                RECORD_HEADER_BYTES + padded(header.length) == len(tail) - at
+            ):
+                with contextlib.suppress(Damage):
+                    read_part(self._file, start + at, self.size, self.header.seed, None)
+                    return start + at
+        return None
+
+    def _hop_to_end(self) -> int:
+        """Return where END begins; or say where the file stops making sense on the way there."""
+        offset = HEADER_BYTES
+        while True:
+            try:
+                header = peek_part(self._file, offset, self.size)
+            except Damage as damage:
+                self._corrupt(offset, damage)
+            if header.kind == RecordKind.END:
+                return offset
+            offset += RECORD_HEADER_BYTES + padded(header.length)
 
     def _corrupt(self, offset: int, damage: Damage) -> NoReturn:
         raise corruption(self.path, offset, damage)

@@ -8,23 +8,35 @@ changes no file but for that tail, so that it may itself be killed at any point.
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from monolith_kv.budget import promote
-from monolith_kv.errors import CorruptionError, FormatVersionError, SchemaError
+from monolith_kv.errors import CorruptionError, FormatVersionError
+from monolith_kv.loading import Loader
 from monolith_kv.schema import TableSchema
-from monolith_kv.state import NO_FIDS, NO_RECORDS, StoreState, TableEntry
+from monolith_kv.state import (
+    NO_FIDS,
+    NO_RECORDS,
+    DenseState,
+    StoreState,
+    TableEntry,
+    store_digest,
+)
 from monolith_kv.storage import call_log, delta_log, dense, files, sightings, snapshot
 from monolith_kv.storage.format import HEADER_BYTES, FileType, Header, RecordKind
 from monolith_kv.storage.framing import Record
 from monolith_kv.storage.log_finish import finish_log
 from monolith_kv.storage.manifest import Manifest
+from monolith_kv.storage.tables import sync_tables
+
+Progress = Callable[[int, int], None]
 
 
-def recover(state: StoreState, manifest: Manifest) -> None:
+def recover(state: StoreState, manifest: Manifest, base: "Base | None" = None) -> None:
     """Fill an empty state from the files that `manifest` names.
 
     Parameters
@@ -33,6 +45,8 @@ def recover(state: StoreState, manifest: Manifest) -> None:
         Without tables; with its overflow tier, if it has one.
     manifest : Manifest
         Of the folder `state.path`.
+    base : Base, optional
+        Its newest snapshot, loaded into the state already.
 
     Raises
     ------
@@ -41,7 +55,7 @@ def recover(state: StoreState, manifest: Manifest) -> None:
     """
     state.manifest = manifest
     state.next_table_id = manifest.next_table_id
-    base = _load_base(state, manifest)
+    base = base or _load_base(state, manifest)
     sequence = base.sequence if base else 0
     for entry in manifest.deltas:
         if entry["sequence"] > sequence:
@@ -88,7 +102,6 @@ def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
             reader = snapshot.SnapshotReader(path)
             check_identity(path, reader, manifest)
             _refuse_to_write(state, reader.header, path)
-            reader.verify()
             base = load_snapshot(state, reader)
             base.is_logged = named.get("logged", True)
             return base
@@ -96,6 +109,7 @@ def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
             first_error = first_error or missing(path, error)
         except CorruptionError as error:
             first_error = first_error or error
+        _forget(state, manifest)
         if named["sequence"] == manifest.sequence and not named.get("logged", True):
             raise first_error  # Deltas and logs lead elsewhere: to a state without its rows.
         state.damaged.append(f"{path}: passed over, as it is damaged or gone")
@@ -119,15 +133,57 @@ def _refuse_gap(state: StoreState, manifest: Manifest, sequence: int) -> None:
         )
 
 
-def load_snapshot(state: StoreState, reader: snapshot.SnapshotReader) -> Base:
-    """Load a verified snapshot into an empty state."""
+def _forget(state: StoreState, manifest: Manifest) -> None:
+    """Drop what was loaded of a snapshot before its damage was found."""
+    for entry in list(state.tables.values()):
+        state.drop_entry(entry)
+    state.dense = DenseState()
+    state.next_table_id = manifest.next_table_id
+
+
+def load_snapshot(
+    state: StoreState, reader: snapshot.SnapshotReader, progress: Progress | None = None
+) -> Base:
+    """Load a snapshot into an empty state; each record is verified right before that.
+
+    Raises
+    ------
+    CorruptionError
+        It is damaged; the state has some of it by then, and is of no use.
+    """
     base = Base(reader)
-    meta = reader.meta
-    sync_tables(state, meta["tables"], reader.path)
+    sync_tables(state, reader.meta["tables"], reader.path)
+    with Loader() as loader:
+        _load_records(state, reader, base, loader, progress)
+    state.dense.version = reader.meta["dense_version"]
+    found = store_digest(list(state.tables.values()))
+    if found != base.digest:
+        raise CorruptionError(
+            f"{reader.path}: its rows have digest {found}, its end states {base.digest}; run mkv "
+            "verify",
+            reader.path,
+        )
+    return base
+
+
+def _load_records(
+    state: StoreState,
+    reader: snapshot.SnapshotReader,
+    base: Base,
+    loader: Loader,
+    progress: Progress | None,
+) -> None:
     by_id = {entry.id: entry for entry in state.tables.values()}
+    rows = 0
     for record in reader.records():
         if record.kind == RecordKind.ROWS:
-            load_rows(state, by_id, record, reader.path)
+            if state.overflow is None:
+                loader.add(*_rows_in(by_id, record, reader.path))
+            else:
+                load_rows(state, by_id, record, reader.path)
+            rows += record.count
+            if progress is not None:
+                progress(rows, reader.end["rows"])
         elif record.kind == RecordKind.GATE:
             load_gate(entry_of(by_id, record, reader.path), record, reader.path)
         elif record.kind == RecordKind.TOUCHED:
@@ -139,8 +195,6 @@ def load_snapshot(state: StoreState, reader: snapshot.SnapshotReader) -> Base:
             entry.pending_sightings.append(bytes(record.payload))
         elif record.kind == RecordKind.DENSE:
             set_dense(state, record, reader.path)
-    state.dense.version = meta["dense_version"]
-    return base
 
 
 def load_gate(entry: TableEntry, record: Record, path: str) -> None:
@@ -219,6 +273,18 @@ def load_rows(
     state: StoreState, by_id: Mapping[int, TableEntry], record: Record, path: str
 ) -> None:
     """Load the rows of one ROWS record."""
+    entry, records = _rows_in(by_id, record, path)
+    with state.mutex:
+        if state.overflow is not None:
+            promote(state, entry, entry.rows_of(records)["fid"].astype(np.uint64))
+        entry.core.apply(records, NO_FIDS)
+        if state.budget is not None:
+            state.budget.settle()
+
+
+def _rows_in(
+    by_id: Mapping[int, TableEntry], record: Record, path: str
+) -> tuple[TableEntry, NDArray[np.uint8]]:
     entry = entry_of(by_id, record, path)
     if len(record.payload) != record.count * entry.core.record_bytes:
         raise CorruptionError(
@@ -227,13 +293,7 @@ def load_rows(
             path,
             record.offset,
         )
-    records = np.frombuffer(record.payload, np.uint8)
-    with state.mutex:
-        if state.overflow is not None:
-            promote(state, entry, entry.rows_of(records)["fid"].astype(np.uint64))
-        entry.core.apply(records, NO_FIDS)
-        if state.budget is not None:
-            state.budget.settle()
+    return entry, np.frombuffer(record.payload, np.uint8)
 
 
 def await_sightings(state: StoreState) -> dict[int, list[bytes]]:
@@ -316,53 +376,6 @@ def entry_of(by_id: Mapping[int, TableEntry], record: Record, path: str) -> Tabl
             record.offset,
         )
     return entry
-
-
-# --- tables --------------------------------------------------------------------------------
-
-
-def read_schemas(tables: Iterable[Mapping[str, Any]], path: str) -> dict[int, TableSchema]:
-    """Return the schemas in META by table id."""
-    found: dict[int, TableSchema] = {}
-    for data in tables:
-        table_id = data.get("id") if isinstance(data, dict) else None
-        if not isinstance(table_id, int) or table_id in found:
-            raise CorruptionError(f"{path}: table id {table_id!r} is none, or there twice", path)
-        found[table_id] = TableSchema.from_json(dict(data))
-    names = [schema.name for schema in found.values()]
-    if len(set(names)) != len(names):
-        raise CorruptionError(f"{path}: two tables have one name, {names}", path)
-    return found
-
-
-def check_schemas(state: StoreState, schemas: Mapping[int, TableSchema], path: str) -> None:
-    """Raise SchemaError where a table would become one of another kind."""
-    for entry in state.tables.values():
-        schema = schemas.get(entry.id)
-        if schema is not None and not (
-            schema.same_kind(entry.schema) and schema.name == entry.schema.name
-        ):
-            raise SchemaError(
-                f"{path}: table {entry.id} is {schema.name} of other slices than the store's "
-                f"{entry.schema.name}; restore a snapshot of the same store"
-            )
-
-
-def sync_tables(state: StoreState, tables: Iterable[Mapping[str, Any]], path: str) -> None:
-    """Make the tables those that META names: create, drop, configure."""
-    schemas = read_schemas(tables, path)
-    check_schemas(state, schemas, path)
-    with state.mutex:
-        for entry in list(state.tables.values()):
-            if entry.id not in schemas:
-                state.drop_entry(entry)
-        known = {entry.id: entry for entry in state.tables.values()}
-        for table_id, schema in schemas.items():
-            if table_id not in known:
-                state.put_entry(state.make_entry(table_id, schema))
-            elif known[table_id].schema != schema:
-                state.change_schema(known[table_id], schema)
-        state.next_table_id = max([state.next_table_id, *(i + 1 for i in schemas)])
 
 
 # --- call logs -----------------------------------------------------------------------------

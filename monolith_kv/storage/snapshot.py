@@ -171,7 +171,7 @@ class SnapshotReader(ContentsReader):
 
         Notes
         -----
-        After the last one END's count is compared. Payloads are views of the mapped file.
+        After the last one END's count is compared. Payloads are views of what was read.
         """
         rows = 0
         for record in body(self._reader, KINDS):

@@ -172,14 +172,14 @@ def test_a_length_in_a_header_is_never_trusted(folder: Path) -> None:
 def test_a_record_past_the_cap_is_refused_though_its_checksum_is_good(folder: Path) -> None:
     forge(folder / "a", RecordKind.ROWS, 0, bytes(RECORD_BYTES_MAX + 8))
     with pytest.raises(mkv.CorruptionError, match="above the cap"):
-        RecordReader(str(folder / "a"))
+        RecordReader(str(folder / "a")).verify()
 
 
 def test_an_end_that_counts_other_records_is_refused(folder: Path) -> None:
     for records in (0, 2, 2**64 - 1):
         forge(folder / "a", RecordKind.ROWS, 0, b"x", records)
         with pytest.raises(mkv.CorruptionError, match=f"counts {records} records, found 1"):
-            RecordReader(str(folder / "a"))
+            RecordReader(str(folder / "a")).verify()
 
 
 def test_a_file_appears_only_when_it_is_complete(folder: Path) -> None:

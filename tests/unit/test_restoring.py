@@ -1,0 +1,258 @@
+"""Restore from one snapshot: its file is taken over, read once, and checked to the last row."""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from checks import scanned
+
+import monolith_kv as mkv
+from monolith_kv._table import Barrier, TableCore
+from monolith_kv.loading import PENDING_BYTES_MAX, Loader
+from monolith_kv.schema import TableSchema, slices_of
+from monolith_kv.state import NO_FIDS
+from monolith_kv.storage import files, record_file
+from monolith_kv.storage.framing import decode_json
+from monolith_kv.storage.record_file import File, RecordReader, Stream
+
+ROWS, DIM = 6_000, 64  # More than a loader takes without a thread.
+IDS = np.random.default_rng(3).integers(0, 2**64, ROWS, np.uint64)
+OPTIONS: dict[str, Any] = {"delta_interval": None}
+
+
+@pytest.fixture
+def store(store_dir: Path) -> Iterator[mkv.Store]:
+    with mkv.open(store_dir, **OPTIONS) as store:
+        rng = np.random.default_rng(4)
+        table = store.create_table("t", DIM, optimizer=mkv.Adagrad())
+        table.upsert(IDS, rng.random((ROWS, DIM), np.float32))
+        table.push(IDS, rng.normal(0, 1, (ROWS, DIM)).astype(np.float32))
+        yield store
+
+
+def snapshots(store: mkv.Store) -> list[Path]:
+    return sorted(Path(store.path, "snapshots").iterdir())
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+def test_a_restored_store_takes_the_file_over_and_keeps_it_when_the_source_goes(
+    store: mkv.Store, folder: Path
+) -> None:
+    path = Path(store.snapshot(folder / "s.snapshot").path)
+    content, digest = path.read_bytes(), store.digest()
+    with mkv.restore(path, folder / "r", **OPTIONS) as copy:
+        (own,) = snapshots(copy)
+        assert own.read_bytes() == content
+        path.unlink()
+        assert (copy.digest(), copy.verify()) == (digest, [])
+    with mkv.open(folder / "r", **OPTIONS) as copy:
+        assert scanned(copy.table("t")) == scanned(store.table("t"))
+
+
+def test_a_file_with_two_names_may_be_written_to_by_neither(store: mkv.Store, folder: Path) -> None:
+    path = Path(store.snapshot(folder / "s.snapshot").path)
+    mkv.restore(path, folder / "r", **OPTIONS).close()
+    own = next(Path(folder, "r", "snapshots").iterdir())
+    is_shared = own.stat().st_ino == path.stat().st_ino
+    assert bool(path.stat().st_mode & 0o222) is not is_shared
+
+
+@pytest.mark.parametrize("why", ["another file system", "of another user"])
+def test_where_no_link_may_be_made_the_file_is_copied(
+    store: mkv.Store, folder: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    path = Path(store.snapshot(folder / "s.snapshot").path)
+
+    def refused(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    if why == "of another user":
+        monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    else:
+        monkeypatch.setattr(files, "link_file", refused)
+    with mkv.restore(path, folder / "r", **OPTIONS) as copy:
+        (own,) = snapshots(copy)
+        assert own.stat().st_ino != path.stat().st_ino
+        assert own.read_bytes() == path.read_bytes()
+    assert path.stat().st_mode & 0o200
+
+
+def test_a_file_that_changes_while_it_is_restored_is_refused(
+    store: mkv.Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.snapshot(folder / "s.snapshot").path
+    store.table("t").remove(IDS[:9])
+    other = store.snapshot(folder / "other.snapshot").path
+
+    def swapped(source: str, target: str) -> None:
+        files.copy_durably(other, target)
+
+    monkeypatch.setattr("monolith_kv.restoring.adopt", swapped)
+    with pytest.raises(mkv.CorruptionError, match=r"s.snapshot changed"):
+        mkv.restore(path, folder / "r", **OPTIONS)
+    assert not (folder / "r").exists()
+
+
+# --- what is in it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [0.3, 0.98])
+def test_damage_behind_rows_that_were_loaded_leaves_nothing(
+    store: mkv.Store, folder: Path, where: float
+) -> None:
+    path = Path(store.snapshot(folder / "s.snapshot").path)
+    flip(path, int(path.stat().st_size * where))
+    with pytest.raises(mkv.CorruptionError, match=r"s.snapshot at byte") as caught:
+        mkv.restore(path, folder / "r", **OPTIONS)
+    assert caught.value.path == str(path)
+    assert sorted(each.name for each in folder.iterdir()) == ["s.snapshot", "store"]
+
+
+def test_rows_of_a_damaged_snapshot_are_gone_when_the_one_before_is_taken(
+    store: mkv.Store,
+) -> None:
+    store.seal()
+    store.snapshot()
+    store.table("t").remove(IDS[:5])
+    store.seal()
+    newest = store.snapshot()
+    expected = scanned(store.table("t"))
+    store.close()
+    flip(Path(newest.path), int(newest.bytes * 0.98))
+    with mkv.open(store.path, **OPTIONS) as again:
+        assert scanned(again.table("t")) == expected
+
+
+def test_rows_that_are_not_those_of_the_digest_are_refused(store: mkv.Store, folder: Path) -> None:
+    path = store.snapshot(folder / "s.snapshot").path
+    forge_digest(path, folder / "forged")
+    with pytest.raises(mkv.CorruptionError, match="digest"):
+        mkv.restore(folder / "forged", folder / "r", **OPTIONS)
+    assert not (folder / "r").exists()
+
+
+def test_progress_counts_up_to_all_rows(store: mkv.Store, folder: Path) -> None:
+    path = store.snapshot(folder / "s.snapshot").path
+    for limit in (None, "64MiB"):
+        done, totals = [], []
+
+        def progress(rows: int, total: int, done: Any = done, totals: Any = totals) -> None:
+            done.append(rows)
+            totals.append(total)
+
+        to = folder / f"r-{limit}"
+        mkv.restore(path, to, memory_limit=limit, progress=progress, **OPTIONS).close()
+        assert done == sorted(done)
+        assert (done[-1], set(totals)) == (ROWS, {ROWS})
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x04
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def forge_digest(source: str, target: Path) -> None:
+    """Write the records of a snapshot anew, with the end of another one."""
+    reader = RecordReader(source)
+    identity, kind = reader.header.identity, reader.header.file_type
+    with record_file.RecordWriter(str(target), kind, identity) as writer:
+        for record in reader:
+            writer.append(record.kind, record.payload, record.table, record.count)
+        end = dict(decode_json(reader._end.payload, source, 0))
+        writer.publish({**end, "digest": "0" * 32})
+
+
+# --- its parts ---------------------------------------------------------------------------------
+
+
+def test_what_was_read_stays_as_it_is_while_somebody_looks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_file, "WINDOW_BYTES", 100)
+    data = np.random.default_rng(5).bytes(1000)
+    (folder / "a").write_bytes(data)
+    stream = Stream(File(str(folder / "a")))
+    held = [(start, np.frombuffer(stream.view(start, 30), np.uint8)) for start in range(0, 960, 70)]
+    for start, view in held:
+        assert view.tobytes() == data[start : start + 30]
+    assert bytes(stream.view(990, 30)) == data[990:]
+
+
+def test_memory_of_a_window_that_nobody_looks_at_serves_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_file, "WINDOW_BYTES", 100)
+    (folder / "a").write_bytes(bytes(1000))
+    stream = Stream(File(str(folder / "a")))
+    places = {
+        np.frombuffer(stream.view(start, 30), np.uint8).ctypes.data for start in range(0, 900, 100)
+    }
+    assert len(places) == 1
+
+
+def test_a_loader_passes_on_what_its_threads_fail_at() -> None:
+    def apply(records: Any, removed: Any) -> None:
+        raise MemoryError("no memory for more rows")
+
+    entry: Any = SimpleNamespace(core=SimpleNamespace(apply=apply))
+
+    def load() -> None:
+        with Loader() as loader:
+            for _ in range(3):
+                loader.add(entry, np.empty(1 << 20, np.uint8))
+
+    with pytest.raises(MemoryError):
+        load()
+
+
+def test_what_waits_to_be_loaded_is_bounded() -> None:
+    gate, waiting, most = threading.Event(), [0], [0]
+
+    def apply(records: Any, removed: Any) -> None:
+        gate.wait(10)
+        waiting[0] -= records.nbytes
+
+    entry: Any = SimpleNamespace(core=SimpleNamespace(apply=apply))
+    part = np.empty(2 << 20, np.uint8)
+
+    def add() -> None:
+        with Loader() as loader:
+            for _ in range(16):
+                waiting[0] += part.nbytes
+                loader.add(entry, part)
+                most[0] = max(most[0], waiting[0])
+                if most[0] >= PENDING_BYTES_MAX:
+                    gate.set()  # From here on nothing but room lets it go on.
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert most[0] <= PENDING_BYTES_MAX
+
+
+def test_of_records_of_one_id_in_one_batch_the_last_counts() -> None:
+    slices, named = slices_of(2, None, None)
+    schema = TableSchema("t", slices, named)
+    core = TableCore(Barrier(), schema.core_slices(), 0)
+    width = core.dim + core.state_floats
+    dtype = np.dtype([("fid", "<u8"), ("timestamp", "<i8"), ("row", "<f4", (width,))])
+    records = np.zeros(600, dtype)
+    records["fid"] = np.arange(600) % 200
+    records["row"] = np.arange(600)[:, None]
+    core.apply(records.view(np.uint8), NO_FIDS)
+    out = np.empty((200, 2), np.float32)
+    core.lookup(np.arange(200, dtype=np.uint64), out)
+    assert core.rows == 200
+    assert np.array_equal(out, records["row"][400:, :2])
+    assert core.check() == []
