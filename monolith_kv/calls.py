@@ -5,7 +5,9 @@ order in which memory took them; a call is in the log before it is in memory, an
 raises; a call that was acknowledged is as durable as the store was opened for.
 """
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +66,7 @@ def push(state: StoreState, entry: TableEntry, ids: Fids, gradients: Rows) -> No
         if log is not None and len(ids):
             core.check_push(ids, gradients)
             offset = log.push(entry.id, now, ids, gradients)
+            _begin_sync(state, log)
         core.push(ids, gradients, now)
         return offset
 
@@ -91,6 +94,7 @@ def upsert(state: StoreState, entry: TableEntry, ids: Fids, rows: Rows) -> None:
         if log is not None and len(ids):
             core.check_upsert(rows)
             offset = log.upsert(entry.id, now, ids, rows)
+            _begin_sync(state, log)
         core.upsert(ids, rows, now)
         return offset
 
@@ -148,6 +152,12 @@ def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> No
         raise
 
 
+def _begin_sync(state: StoreState, log: CallLogWriter) -> None:
+    """Let the disk work while memory is changed."""
+    if state.settings.durability == "sync":
+        log.begin_sync()
+
+
 def _acknowledge_unlogged(state: StoreState) -> None:
     if not state.is_marked:
         state.mark_unsealed()
@@ -160,7 +170,7 @@ def _serially(
     ids: Fids,
     call: Callable[[CallLogWriter | None], int],
 ) -> None:
-    with state.mutex:
+    with _coming(state), state.mutex:
         state.check_writable()
         if entry.dropped:
             raise ClosedError(f"table {entry.schema.name} was dropped")
@@ -172,3 +182,8 @@ def _serially(
         if state.budget is not None:
             state.budget.settle()
     acknowledge(state, log, offset)
+
+
+def _coming(state: StoreState) -> AbstractContextManager[None]:
+    log = state.log if state.settings.durability == "sync" else None
+    return contextlib.nullcontext() if log is None else log.coming()

@@ -82,8 +82,8 @@ DISK_CALLS = {"fsync", "fdatasync", "replace", "rename", "renames", "link", "syn
 CLOCK_CALLS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "Thread", "Timer"}
 MAY_CALL_DISK = {"monolith_kv.storage.files"}
 MAY_CALL_CLOCK = {"monolith_kv.store", "monolith_kv.maintenance"}
-# Its threads end with the call that began them.
-MAY_CALL_CLOCK |= {"monolith_kv.loading"}
+# Their threads end with the call that began them.
+MAY_CALL_CLOCK |= {"monolith_kv.loading", "monolith_kv.storage.log_file"}
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70

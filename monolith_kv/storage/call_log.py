@@ -6,6 +6,7 @@ dropped as whole files. Records hold the arguments (and the `now`) of a call, no
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -203,6 +204,14 @@ class CallLogWriter:
     def mark(self, settings: Mapping[str, Any]) -> int:
         """Log that a snapshot was taken here, as JSON."""
         return self._log.append(RecordKind.MARK, encode_json(settings))
+
+    def coming(self) -> AbstractContextManager[None]:
+        """Tell those who are about to flush that it is worth to wait for this caller's call."""
+        return self._log.coming()
+
+    def begin_sync(self) -> None:
+        """Begin to flush, for a caller who has work to do until it calls `sync`."""
+        self._log.begin_sync()
 
     def sync(self, offset: int | None = None) -> None:
         """Return when the calls below `offset` (all by default) are on stable storage."""

@@ -6,6 +6,7 @@ storage. A reader cuts off a tail that was being written, and nothing else: dama
 record that is good, or below what is known durable, is rot.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,9 @@ from monolith_kv.storage.framing import (
 SECTOR_BYTES = 512  # The smallest unit a disk writes: what was not written reads as zeros.
 WINDOW_BYTES = 1 << 20
 SCAN_BYTES = 8 << 20
+GROUP_CALLS = 6  # Calls that a flush waits for while others are on their way to append.
+GROUP_GAP_S = 0.02  # But no longer than this for each of them: they may be held up elsewhere.
+BESIDE_BYTES = 256 << 10  # From here on memory has enough to do to begin a thread for the flush.
 
 
 class Torn(NamedTuple):
@@ -82,6 +86,8 @@ class LogWriter:
         self._turn = threading.Condition()
         # All below is guarded by _turn.
         self._flushing = False
+        self._coming = 0  # Callers on their way to append.
+        self._gathered = 0  # Appended since the last flush began.
         self._failure: OSError | None = None
         self._fd, temporary = files.create_temporary(path)
         try:
@@ -132,7 +138,40 @@ class LogWriter:
         """
         with self._turn:
             self._check()
-            return self._append(kind, payload, table, count)
+            end = self._append(kind, payload, table, count)
+            self._gathered += 1
+            return end
+
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[None]:
+        """Tell those who are about to flush that it is worth to wait for this caller's append."""
+        with self._turn:
+            self._coming += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._coming -= 1
+                self._turn.notify_all()
+
+    def begin_sync(self) -> None:
+        """Begin to flush what was appended; `sync` waits for it.
+
+        Notes
+        -----
+        For a caller who has work to do meanwhile, and is alone: many have each other to wait for.
+        """
+        with self._turn:
+            is_worth_it = self._end - self._durable >= BESIDE_BYTES
+            if self._flushing or self._coming > 1 or not is_worth_it:
+                return
+        threading.Thread(target=self._flush_beside, name="monolith-kv-flush", daemon=True).start()
+
+    def _flush_beside(self) -> None:
+        with self._turn:
+            if self._fd >= 0 and not self._flushing and self._durable < self._end:
+                with contextlib.suppress(Error):  # Noted: whoever waits for it is told.
+                    self._flush()
 
     def sync(self, offset: int | None = None) -> None:
         """Return when everything below `offset` is on stable storage; threads share flushes.
@@ -153,6 +192,9 @@ class LogWriter:
                 self._check()
                 if self._flushing:
                     self._turn.wait()
+                elif self._coming and self._gathered < GROUP_CALLS:
+                    if not self._turn.wait(GROUP_GAP_S):
+                        self._flush()
                 else:
                     self._flush()
 
@@ -224,7 +266,7 @@ class LogWriter:
     def _flush(self) -> None:
         """Flush once, with the turn released meanwhile so that others can append and wait."""
         target = self._end
-        self._flushing = True
+        self._flushing, self._gathered = True, 0
         self._turn.release()
         failure: OSError | None = None
         try:

@@ -47,6 +47,7 @@ from monolith_kv.storage.framing import (
 
 WINDOW_BYTES = 8 << 20
 AHEAD_BYTES = 2 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
+FLUSH_BYTES = 8 << 20
 TAIL_BYTES = 4096  # More than the END record of a large file takes.
 
 
@@ -80,6 +81,7 @@ class RecordWriter:
         self.path = path
         self.size = 0  # Bytes written so far.
         self.records = 0
+        self._begun = 0  # Up to here the disk has been told to write.
         self._replace = replace
         self._pid = os.getpid()
         self._fd, self._temporary = files.create_temporary(path)
@@ -160,6 +162,9 @@ class RecordWriter:
             raise Error(f"{self.path} was published or discarded; begin a new file")
         with files.disk_errors(self.path):
             self.size += files.write_all(self._fd, buffers)
+        if self.size - self._begun >= FLUSH_BYTES:
+            files.begin_flush(self._fd, self._begun, self.size - self._begun)
+            self._begun = self.size
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

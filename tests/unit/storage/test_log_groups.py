@@ -1,0 +1,161 @@
+"""Flushes that threads share: who waits for whom, and what happens beside the caller."""
+
+import errno
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import UUID
+
+import monolith_kv as mkv
+from monolith_kv.storage import files, log_file
+from monolith_kv.storage.format import FileIdentity, FileType, RecordKind
+from monolith_kv.storage.log_file import BESIDE_BYTES, GROUP_CALLS, LogWriter
+
+THREADS = 8
+LARGE = bytes(BESIDE_BYTES)
+
+
+@pytest.fixture
+def log(folder: Path) -> LogWriter:
+    return LogWriter(str(folder / "log"), FileType.CALLS, FileIdentity(UUID, 2, 7))
+
+
+@pytest.fixture
+def flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The flushes made, as the names of their threads."""
+    made: list[str] = []
+    monkeypatch.setattr(files, "sync_file", lambda fd: made.append(threading.current_thread().name))
+    return made
+
+
+def test_a_flush_waits_for_callers_on_their_way_until_it_is_worth_it(
+    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_file, "GROUP_GAP_S", 30.0)
+    all_coming = threading.Barrier(THREADS)
+
+    def call() -> None:
+        with log.coming():
+            all_coming.wait(30)
+            end = log.append(RecordKind.REMOVE, b"x")
+        log.sync(end)
+        assert log.durable >= end
+
+    threads = [threading.Thread(target=call) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert log.durable == log.end
+    assert 1 <= len(flushes) <= -(-THREADS // GROUP_CALLS)
+
+
+def test_a_caller_who_is_held_up_elsewhere_is_not_waited_for(
+    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_file, "GROUP_GAP_S", 0.001)
+    end = log.append(RecordKind.REMOVE, b"x")
+    with log.coming():
+        log.sync(end)
+    assert len(flushes) == 1
+
+
+def test_a_caller_alone_waits_for_nobody(
+    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_file, "GROUP_GAP_S", None)  # It would wait for ever.
+    with log.coming():
+        end = log.append(RecordKind.REMOVE, b"x")
+    log.sync(end)
+    assert len(flushes) == 1
+
+
+def test_a_flush_goes_on_beside_the_caller_who_then_waits_for_it(
+    log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    threads = []
+
+    def slow(fd: int) -> None:
+        threads.append(threading.current_thread())
+        begun.set()
+        assert may_end.wait(30)
+
+    monkeypatch.setattr(files, "sync_file", slow)
+    end = log.append(RecordKind.REMOVE, LARGE)
+    log.begin_sync()
+    assert begun.wait(30)
+    assert log.durable < end
+    may_end.set()
+    log.sync(end)
+    assert log.durable == end
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
+def test_a_flush_that_fails_beside_the_caller_gives_the_log_up(
+    log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def broken(fd: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(files, "sync_file", broken)
+    end = log.append(RecordKind.REMOVE, LARGE)
+    log.begin_sync()
+    assert failed.wait(30)
+    with pytest.raises(mkv.Error, match="given up after .*broken"):
+        log.sync(end)
+
+
+@pytest.mark.parametrize("ended", ["closed", "flushed"])
+def test_a_log_that_was_ended_meanwhile_is_not_flushed_beside(
+    log: LogWriter, flushes: list[str], ended: str
+) -> None:
+    log.append(RecordKind.REMOVE, LARGE)
+    if ended == "closed":
+        log.close(clean=False)
+    else:
+        log.sync()
+    before = len(flushes)
+    log._flush_beside()
+    assert len(flushes) == before
+
+
+def test_small_calls_and_those_in_company_begin_no_thread(
+    log: LogWriter, flushes: list[str]
+) -> None:
+    log.append(RecordKind.REMOVE, b"small")
+    log.begin_sync()
+    log.append(RecordKind.REMOVE, LARGE)
+    with log.coming(), log.coming():
+        log.begin_sync()
+    assert flushes == []
+    assert not [t for t in threading.enumerate() if t.name == "monolith-kv-flush"]
+
+
+def test_pushes_of_threads_at_once_are_all_there_after_a_crash(store_dir: Path) -> None:
+    ids = np.arange(THREADS * 2000, dtype=np.uint64)
+    with mkv.open(store_dir, durability="batch", delta_interval=None) as store:
+        store.create_table("t", 64, optimizer=mkv.SGD(1.0)).pull(ids)
+    store = mkv.open(store_dir, durability="sync", delta_interval=None)
+    table = store.table("t")
+    ones = np.ones((2000, 64), np.float32)
+
+    def push(number: int) -> None:
+        for _ in range(3):
+            table.push(ids[number * 2000 : (number + 1) * 2000], ones)
+
+    threads = [threading.Thread(target=push, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = table.lookup(ids)
+    with mkv.open(store_dir, mode="r") as reader:
+        assert np.array_equal(reader.table("t").lookup(ids), expected)
+    store.close()
