@@ -1,14 +1,17 @@
-"""Load the rows of a file into their tables, on several threads: new memory is slow to write to.
+"""Threads of a recovery: some load rows, since new memory is slow to write to, one reads ahead.
 
 What must hold: whoever adds records has verified them; when the block ends without an error all of
-them are loaded; those that wait keep no more than PENDING_BYTES_MAX of what was read alive.
+them are loaded; what waits keeps little of what was read alive; no thread outlives its call.
 """
 
+import contextlib
 import os
+import queue
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +20,11 @@ from monolith_kv.state import NO_FIDS, TableEntry
 
 THREADS_MAX = 4
 PENDING_BYTES_MAX = 16 << 20
+AHEAD_ITEMS = 2
+PUT_S = 0.05  # Until it looks again whether its reader has gone.
 SMALL_BYTES = 1 << 20  # Until so much has come a thread costs more than it saves.
+
+T = TypeVar("T")
 
 
 class Loader:
@@ -102,3 +109,50 @@ class Loader:
             with self._turn:
                 self._pending_bytes -= size
                 self._turn.notify_all()
+
+
+@contextlib.contextmanager
+def read_ahead(source: Iterable[T]) -> Iterator[Iterator[T]]:
+    """Iterate over something in a thread, some items ahead of the caller.
+
+    Notes
+    -----
+    An error comes behind the items before it, as without the thread. When the block is left the
+    thread has ended, wherever it was.
+    """
+    items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(AHEAD_ITEMS)
+    is_over = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(queue.Full):
+                items.put((item, error), timeout=PUT_S)
+                return
+
+    def work() -> None:
+        try:
+            for item in source:
+                put(item, None)
+                if is_over.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    def ahead() -> Iterator[T]:
+        while True:
+            item, error = items.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+
+    thread = threading.Thread(target=work, name="monolith-kv-read", daemon=True)
+    thread.start()
+    try:
+        yield ahead()
+    finally:
+        is_over.set()
+        thread.join()

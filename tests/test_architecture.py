@@ -37,7 +37,7 @@ PYTHON_RANKS = [
     ["errors", "storage", "fids", "_checksum", "_finite"],
     ["units", "validation", "storage.files"],
     ["optimizers", "initializers", "policies", "lineage", "published", "storage.format"],
-    ["storage.adopting"],
+    ["storage.adopting", "storage.stream"],
     ["schema", "storage.framing"],
     ["storage.record_file", "storage.log_file"],
     ["storage.contents", "storage.log_finish", "storage.scan"],

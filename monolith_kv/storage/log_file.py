@@ -42,9 +42,9 @@ from monolith_kv.storage.framing import (
     frame_payload,
     read_part,
 )
+from monolith_kv.storage.stream import File, Stream
 
 SECTOR_BYTES = 512  # The smallest unit a disk writes: what was not written reads as zeros.
-WINDOW_BYTES = 1 << 20
 SCAN_BYTES = 8 << 20
 GROUP_CALLS = 6  # Calls that a flush waits for while others are on their way to append.
 GROUP_GAP_S = 0.02  # But no longer than this for each of them: they may be held up elsewhere.
@@ -296,31 +296,6 @@ class LogWriter:
 # --- reading -------------------------------------------------------------------------------
 
 
-class Windowed:
-    """Bytes of a file by pread: a log may be cut by its writer, which would end a mapping."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._start = 0
-        self._data = memoryview(b"")
-
-    def view(self, offset: int, size: int) -> memoryview:
-        """Return `size` bytes from `offset` on, fewer at the end of the file."""
-        start = offset - self._start
-        if start < 0 or start + size > len(self._data):
-            self._data = memoryview(_read_at(self._fd, offset, max(size, WINDOW_BYTES)))
-            self._start, start = offset, 0
-        return self._data[start : start + size]
-
-
-def _read_at(fd: int, offset: int, size: int) -> bytes:
-    pieces = []
-    while size and (piece := os.pread(fd, size, offset)):
-        pieces.append(piece)
-        offset, size = offset + len(piece), size - len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 class LogReader:
     """Reads a log up to its end or to its torn tail.
 
@@ -359,32 +334,22 @@ class LogReader:
         self.torn: Torn | None = None
         self.is_closed = False
         self._must_be_closed = must_be_closed
-        self._fd = files.open_readable(path)
-        try:
-            self.size = os.fstat(self._fd).st_size
-            head = os.pread(self._fd, HEADER_BYTES, 0)
-            self.header: Header = unpack_header(head, path, file_type)
-        except BaseException:
-            self.close()
-            raise
-        self._source = Windowed(self._fd)
+        self._file = File(path)
+        self.size = self._file.size
+        head = bytes(self._file.view(0, HEADER_BYTES))
+        self.header: Header = unpack_header(head, path, file_type)
+        self._source = Stream(self._file)
         self.meta: dict[str, Any] | None = None
 
     def close(self) -> None:
         """Close the file; payloads handed out stay valid."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the records in order, each verified; then `torn` and `is_closed` are known."""
@@ -461,7 +426,7 @@ class LogReader:
     def next_record(self, offset: int) -> int | None:
         """Return where the first good record at or behind `offset` starts."""
         while offset + RECORD_HEADER_BYTES <= self.size:
-            window = _read_at(self._fd, offset, SCAN_BYTES)
+            window = self._file.view(offset, SCAN_BYTES)
             for start in _candidates(window, offset):
                 try:
                     read_part(self._source, start, self.size, self.header.seed, None)
@@ -479,7 +444,7 @@ class LogReader:
             return True
         first, last = start // SECTOR_BYTES, -(-end // SECTOR_BYTES)
         for offset in range(first * SECTOR_BYTES, last * SECTOR_BYTES, SCAN_BYTES):
-            data = _read_at(self._fd, offset, min(SCAN_BYTES, last * SECTOR_BYTES - offset))
+            data = self._file.view(offset, min(SCAN_BYTES, last * SECTOR_BYTES - offset))
             whole = len(data) // SECTOR_BYTES * SECTOR_BYTES
             sectors = np.frombuffer(data, np.uint8, whole).reshape(-1, SECTOR_BYTES)
             if not sectors.any(axis=1).all():
@@ -487,7 +452,7 @@ class LogReader:
         return False
 
 
-def _candidates(window: bytes, offset: int) -> list[int]:
+def _candidates(window: memoryview, offset: int) -> list[int]:
     """Return where in the window a record header could be, as offsets in the file."""
     words: NDArray[np.uint64] = np.frombuffer(window, "<u8", len(window) // ALIGNMENT)
     places = len(words) - RECORD_HEADER_BYTES // ALIGNMENT + 1

@@ -9,7 +9,7 @@ import os
 from monolith_kv.storage import files
 from monolith_kv.storage.format import HEADER_BYTES, FileType, RecordKind, unpack_header
 from monolith_kv.storage.framing import Damage, corruption, encode_json, frame_payload, read_part
-from monolith_kv.storage.log_file import Windowed
+from monolith_kv.storage.stream import File, Stream
 
 
 def finish_log(path: str, file_type: FileType) -> None:
@@ -33,7 +33,7 @@ def finish_log(path: str, file_type: FileType) -> None:
     try:
         size = os.fstat(fd).st_size
         header = unpack_header(os.pread(fd, HEADER_BYTES, 0), path, file_type)
-        source, offset, previous, records = Windowed(fd), HEADER_BYTES, header.crc, 0
+        source, offset, previous, records = Stream(File(path)), HEADER_BYTES, header.crc, 0
         while offset < size:
             try:
                 part = read_part(source, offset, size, header.seed, previous)

@@ -6,13 +6,9 @@ records before it; anything else is damage. What a reader hands out was verified
 
 import contextlib
 import os
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from monolith_kv.errors import Error
 from monolith_kv.storage import files
@@ -44,9 +40,8 @@ from monolith_kv.storage.framing import (
     peek_part,
     read_part,
 )
+from monolith_kv.storage.stream import File, Stream
 
-WINDOW_BYTES = 8 << 20
-AHEAD_BYTES = 2 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
 FLUSH_BYTES = 8 << 20
 TAIL_BYTES = 4096  # More than the END record of a large file takes.
 
@@ -169,77 +164,6 @@ class RecordWriter:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         os.close(fd)
-
-
-class File:
-    """An open file to read from at any place; closed when nobody holds it any more.
-
-    Notes
-    -----
-    Not by mmap: an error of the disk would be a signal there, and what was read would count as
-    this process's memory.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._fd = files.open_readable(path)
-        self.size = os.fstat(self._fd).st_size
-
-    def view(self, offset: int, size: int) -> memoryview:
-        """Return `size` bytes from `offset` on, fewer at the end of the file."""
-        return self.read_into(np.empty(max(0, min(size, self.size - offset)), np.uint8), offset)
-
-    def read_into(self, memory: NDArray[np.uint8], offset: int) -> memoryview:
-        """Fill `memory` with the bytes from `offset` on; return a view of those that are there."""
-        view, done = memory.data, 0
-        while done < len(view) and (count := os.preadv(self._fd, [view[done:]], offset + done)):
-            done += count
-        return view[:done].toreadonly()
-
-    def expect(self, offset: int, size: int) -> None:
-        """Let the disk begin to read."""
-        if size > 0 and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
-
-
-class Stream:
-    """The bytes of a file from front to end, in windows; the disk reads ahead of them.
-
-    Notes
-    -----
-    A window stays as it is while there is a view of it; then its memory serves the next one, which
-    spares the system to clear as much again.
-    """
-
-    def __init__(self, file: File) -> None:
-        self._file = file
-        self._start = 0
-        self._data = memoryview(b"")
-        self._spare: list[NDArray[np.uint8]] = []
-
-    def view(self, offset: int, size: int) -> memoryview:
-        """Return `size` bytes from `offset` on, fewer at the end of the file."""
-        start = offset - self._start
-        if start < 0 or start + size > len(self._data):
-            self._data = memoryview(b"")  # If nobody looks at it any more, it is the next one.
-            self._data = self._read(offset, max(size, WINDOW_BYTES))
-            self._start, start = offset, 0
-            end = offset + len(self._data)
-            self._file.expect(end, min(AHEAD_BYTES, self._file.size - end))
-        return self._data[start : start + size]
-
-    def _read(self, offset: int, size: int) -> memoryview:
-        size = max(0, min(size, self._file.size - offset))
-        memory = self._spare.pop() if self._spare else np.empty(0, np.uint8)
-        if len(memory) < size:
-            memory = np.empty(size, np.uint8)
-        window = memory[:size]
-        # Views of its memoryview keep this object, no other does: when they are gone, it goes.
-        weakref.finalize(window, self._spare.append, memory).atexit = False
-        return self._file.read_into(window, offset)
 
 
 class RecordReader:

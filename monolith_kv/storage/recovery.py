@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from monolith_kv.budget import promote
 from monolith_kv.errors import CorruptionError, FormatVersionError
-from monolith_kv.loading import Loader
+from monolith_kv.loading import Loader, read_ahead
 from monolith_kv.schema import TableSchema
 from monolith_kv.state import (
     NO_FIDS,
@@ -34,6 +34,7 @@ from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.tables import sync_tables
 
 Progress = Callable[[int, int], None]
+AHEAD_FROM_BYTES = 1 << 20  # Of a log: a thread costs more than it saves below.
 
 
 def recover(state: StoreState, manifest: Manifest, base: "Base | None" = None) -> None:
@@ -399,9 +400,11 @@ def _replay(state: StoreState, first: int, *, must_be_closed: bool) -> None:
             _refuse_to_write(state, log.header, path)
             if log.header.identity.uuid != state.manifest.uuid:
                 raise CorruptionError(f"{path} belongs to another store", path, 0)
-            for call in log:
-                _replay_call(state, call, path)
-                state.calls_replayed += 1
+            is_small = log.size < AHEAD_FROM_BYTES
+            with contextlib.nullcontext(iter(log)) if is_small else read_ahead(log) as calls:
+                for call in calls:
+                    _replay_call(state, call, path)
+                    state.calls_replayed += 1
             torn, is_closed = log.torn, log.is_closed
         if torn is not None and is_writer:
             files.cut_tail(path, torn.offset)

@@ -1,6 +1,7 @@
 """Restore from one snapshot: its file is taken over, read once, and checked to the last row."""
 
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from checks import scanned
 
 import monolith_kv as mkv
 from monolith_kv._table import Barrier, TableCore
-from monolith_kv.loading import PENDING_BYTES_MAX, Loader
+from monolith_kv.loading import PENDING_BYTES_MAX, Loader, read_ahead
 from monolith_kv.schema import TableSchema, slices_of
 from monolith_kv.state import NO_FIDS
-from monolith_kv.storage import files, record_file
+from monolith_kv.storage import files, record_file, stream
 from monolith_kv.storage.framing import decode_json
-from monolith_kv.storage.record_file import File, RecordReader, Stream
+from monolith_kv.storage.record_file import RecordReader
+from monolith_kv.storage.stream import File, Stream
 
 ROWS, DIM = 6_000, 64  # More than a loader takes without a thread.
 IDS = np.random.default_rng(3).integers(0, 2**64, ROWS, np.uint64)
@@ -178,24 +180,24 @@ def forge_digest(source: str, target: Path) -> None:
 def test_what_was_read_stays_as_it_is_while_somebody_looks(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_file, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(stream, "WINDOW_BYTES", 100)
     data = np.random.default_rng(5).bytes(1000)
     (folder / "a").write_bytes(data)
-    stream = Stream(File(str(folder / "a")))
-    held = [(start, np.frombuffer(stream.view(start, 30), np.uint8)) for start in range(0, 960, 70)]
+    source = Stream(File(str(folder / "a")))
+    held = [(start, np.frombuffer(source.view(start, 30), np.uint8)) for start in range(0, 960, 70)]
     for start, view in held:
         assert view.tobytes() == data[start : start + 30]
-    assert bytes(stream.view(990, 30)) == data[990:]
+    assert bytes(source.view(990, 30)) == data[990:]
 
 
 def test_memory_of_a_window_that_nobody_looks_at_serves_the_next(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_file, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(stream, "WINDOW_BYTES", 100)
     (folder / "a").write_bytes(bytes(1000))
-    stream = Stream(File(str(folder / "a")))
+    source = Stream(File(str(folder / "a")))
     places = {
-        np.frombuffer(stream.view(start, 30), np.uint8).ctypes.data for start in range(0, 900, 100)
+        np.frombuffer(source.view(start, 30), np.uint8).ctypes.data for start in range(0, 900, 100)
     }
     assert len(places) == 1
 
@@ -239,6 +241,25 @@ def test_what_waits_to_be_loaded_is_bounded() -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert most[0] <= PENDING_BYTES_MAX
+
+
+def test_what_is_read_ahead_comes_in_order_and_its_error_behind_it() -> None:
+    def broken() -> Iterator[int]:
+        yield from range(100)
+        raise mkv.CorruptionError("a.calls at byte 9: broken")
+
+    with read_ahead(range(100)) as numbers:
+        assert list(numbers) == list(range(100))
+    seen: list[int] = []
+    with pytest.raises(mkv.CorruptionError, match="broken"), read_ahead(broken()) as numbers:
+        seen.extend(numbers)
+    assert seen == list(range(100))
+
+
+def test_a_reader_that_goes_leaves_no_thread_behind() -> None:
+    with pytest.raises(ZeroDivisionError), read_ahead(itertools.count(1)) as numbers:
+        assert next(numbers) // 0
+    assert not [t for t in threading.enumerate() if t.name == "monolith-kv-read"]
 
 
 def test_of_records_of_one_id_in_one_batch_the_last_counts() -> None:
