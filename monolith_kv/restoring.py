@@ -9,6 +9,7 @@ snapshots the ids that were seen.
 
 import os
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,7 +63,13 @@ def restore_files(
         build(state.path, lambda folder: _write(folder, readers, state, progress, keep))
         return None
     taken: list[Base] = []
-    build(state.path, lambda folder: taken.extend(_take(folder, readers[0], state, progress)))
+    mode = stat.S_IMODE(os.stat(sources[0]).st_mode)
+    try:
+        build(state.path, lambda folder: taken.extend(_take(folder, readers[0], state, progress)))
+    except BaseException:
+        with contextlib.suppress(OSError):  # It may have become read-only for nothing.
+            os.chmod(sources[0], mode)
+        raise
     return taken[0] if taken else None
 
 

@@ -47,7 +47,7 @@ from monolith_kv.storage.stream import File, Stream
 SECTOR_BYTES = 512  # The smallest unit a disk writes: what was not written reads as zeros.
 SCAN_BYTES = 8 << 20
 GROUP_CALLS = 6  # Calls that a flush waits for while others are on their way to append.
-GROUP_GAP_S = 0.02  # But no longer than this for each of them: they may be held up elsewhere.
+GROUP_GAP_S = 0.1  # But no longer than this for each of them: they may be held up elsewhere.
 BESIDE_BYTES = 256 << 10  # From here on memory has enough to do to begin a thread for the flush.
 
 
@@ -88,6 +88,7 @@ class LogWriter:
         self._flushing = False
         self._coming = 0  # Callers on their way to append.
         self._gathered = 0  # Appended since the last flush began.
+        self._is_shared = False  # Whether the last flush was for several.
         self._failure: OSError | None = None
         self._fd, temporary = files.create_temporary(path)
         try:
@@ -163,7 +164,7 @@ class LogWriter:
         """
         with self._turn:
             is_worth_it = self._end - self._durable >= BESIDE_BYTES
-            if self._flushing or self._coming > 1 or not is_worth_it:
+            if self._flushing or self._coming > 1 or self._is_shared or not is_worth_it:
                 return
         threading.Thread(target=self._flush_beside, name="monolith-kv-flush", daemon=True).start()
 
@@ -266,6 +267,7 @@ class LogWriter:
     def _flush(self) -> None:
         """Flush once, with the turn released meanwhile so that others can append and wait."""
         target = self._end
+        self._is_shared = self._gathered > 1
         self._flushing, self._gathered = True, 0
         self._turn.release()
         failure: OSError | None = None

@@ -115,6 +115,7 @@ def test_damage_behind_rows_that_were_loaded_leaves_nothing(
     with pytest.raises(mkv.CorruptionError, match=r"s.snapshot at byte") as caught:
         mkv.restore(path, folder / "r", **OPTIONS)
     assert caught.value.path == str(path)
+    assert path.stat().st_mode & 0o200
     assert sorted(each.name for each in folder.iterdir()) == ["s.snapshot", "store"]
 
 

@@ -135,6 +135,10 @@ def test_small_calls_and_those_in_company_begin_no_thread(
     with log.coming(), log.coming():
         log.begin_sync()
     assert flushes == []
+    log.sync()  # Of two calls: the next one will not be alone, either.
+    log.append(RecordKind.REMOVE, LARGE)
+    log.begin_sync()
+    assert len(flushes) == 1
     assert not [t for t in threading.enumerate() if t.name == "monolith-kv-flush"]
 
 
