@@ -7,6 +7,7 @@ several, or from a part, a new one is written; memory is then one block of rows,
 snapshots the ids that were seen.
 """
 
+import contextlib
 import os
 import shutil
 import stat

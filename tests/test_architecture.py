@@ -58,7 +58,7 @@ PYTHON_RANKS = [
     ["budget"],
     ["calls", "dense_parameters"],
     ["settings", "compaction", "loading", "storage.tables"],
-    ["table"],
+    ["table", "storage.replay"],
     ["storage.recovery"],
     ["sealing", "stats", "verifying"],
     ["checkpoint", "opening", "restoring"],

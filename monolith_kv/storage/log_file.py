@@ -441,7 +441,7 @@ class LogReader:
 
     def _has_hole(self, start: int, end: int) -> bool:
         """Tell whether zeros run from `start` to the end of its sector, or fill a later one."""
-        rest = _read_at(self._fd, start, SECTOR_BYTES - start % SECTOR_BYTES)
+        rest = self._file.view(start, SECTOR_BYTES - start % SECTOR_BYTES)
         if not any(rest):  # The sector is from before this record; its header is never all zeros.
             return True
         first, last = start // SECTOR_BYTES, -(-end // SECTOR_BYTES)

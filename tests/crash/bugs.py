@@ -93,8 +93,8 @@ WRITING = [
         "group-wakes-early",
         "who waits for the flush of another thread is let go before it ends",
         f"{STORAGE}/log_file.py",
-        "        target = self._end\n        self._flushing = True\n",
-        "        target = self._durable = self._end\n        self._flushing = True\n",
+        "        target = self._end\n        self._is_shared",
+        "        target = self._durable = self._end\n        self._is_shared",
         f"{LOG_FILE}::test_threads_that_sync_at_once_share_one_flush",
     ),
     bug(

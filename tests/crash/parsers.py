@@ -32,6 +32,7 @@ from monolith_kv.storage import (
     overflow,
     record_file,
     recovery,
+    replay,
     sightings,
     snapshot,
 )
@@ -195,7 +196,7 @@ def parse_calls(data: bytes) -> None:
         if isinstance(call, call_log.Create | call_log.Configure):
             TableSchema.from_json(call.settings)
         elif not isinstance(call, call_log.Drop):
-            recovery._replay_call(state, call, ROOT)
+            replay._replay_call(state, call, ROOT)
 
 
 def parse_sightings(data: bytes) -> None:
