@@ -103,7 +103,7 @@ WRITING = [
         "monolith_kv/calls.py",
         "            core.check_push(ids, gradients)\n"
         "            offset = log.push(entry.id, now, ids, gradients)\n"
-        "        core.push(ids, gradients, now)\n",
+        "            _begin_sync(state, log)\n        core.push(ids, gradients, now)\n",
         "            core.push(ids, gradients, now)\n"
         "            return log.push(entry.id, now, ids, gradients)\n"
         "        core.push(ids, gradients, now)\n",
@@ -271,7 +271,7 @@ READING = [
     bug(
         "tail-left",
         "a torn tail is read past, but not cut off",
-        f"{STORAGE}/recovery.py",
+        f"{STORAGE}/replay.py",
         "            files.cut_tail(path, torn.offset)\n",
         "            pass\n",
         f"{UNIT}/test_store_modes.py::test_a_torn_tail_is_cut_kept_aside_and_reported",

@@ -30,13 +30,13 @@ from monolith_kv.storage import (
     framing,
     manifest,
     overflow,
-    record_file,
     recovery,
     replay,
     sightings,
     snapshot,
 )
 from monolith_kv.storage.framing import Damage
+from monolith_kv.storage.tables import read_schemas
 
 ROOT = "/fuzzed"
 REFUSED = (mkv.CorruptionError, mkv.FormatVersionError)
@@ -75,25 +75,13 @@ class Memory:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("fuzzed")
-        self.data = memoryview(b"")
 
     def put(self, data: bytes) -> None:
-        self.data = memoryview(data)
         os.ftruncate(self.fd, len(data))
         os.pwrite(self.fd, data, 0)
 
     def open(self, path: str) -> int:
         return os.dup(self.fd)
-
-
-class Mapped:
-    """Stands for a mapping of the one file."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self._data = MEMORY.data
-
-    def view(self, offset: int, size: int) -> memoryview:
-        return self._data[offset : offset + size]
 
 
 MEMORY = Memory()
@@ -107,7 +95,6 @@ def checks_off() -> Iterator[None]:
         for module in (framing, format):
             stack.enter_context(mock.patch.object(module, "crc32c", _agree))
         stack.enter_context(mock.patch.object(files, "open_readable", MEMORY.open))
-        stack.enter_context(mock.patch.object(record_file, "_Mapped", Mapped))
         stack.enter_context(mock.patch.object(overflow, "_checksums", _stored))
         yield
 
@@ -156,7 +143,7 @@ TABLES = Tables()
 
 def _are_known(tables: Any) -> bool:
     """Whether META names the tables that are there: others are for the schema's own target."""
-    return recovery.read_schemas(tables, ROOT) == SCHEMAS
+    return read_schemas(tables, ROOT) == SCHEMAS
 
 
 # --- files -------------------------------------------------------------------------------------
