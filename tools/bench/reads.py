@@ -56,7 +56,7 @@ def fastest_copy(bed: Bed, batches: Batches) -> Copy:
     for _ in range(TRIALS):
         for way, times in zip(ways, seconds, strict=True):
             batches.turn()
-            times.append(timed(lambda way=way: way(bed.dense, batches.positions, out)))
+            times.append(timed(functools.partial(way, bed.dense, batches.positions, out)))
     medians = [statistics.median(times) for times in seconds]
     return ways[medians.index(min(medians))]
 
