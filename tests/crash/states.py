@@ -113,7 +113,7 @@ def images(
 
 
 class Found(NamedTuple):
-    """What came of a scenario, or of the recovery of one state of it."""
+    """What came of a scenario, or of recoveries of some of its states."""
 
     name: str
     states: int
@@ -179,27 +179,30 @@ class Explorer:
                 materialise(image, folder)
                 folders.append(folder.name)
         traces = run(folders, self.runs, self.given) if folders else {}
-        for scenario, oracle, chosen in traced:
-            known: set[Image] = set()
-            for number, (image, promise) in enumerate(chosen.items(), 1):
-                folder = self.runs / f"{scenario.name}@{number}"
-                steps = traces.pop(folder.name)
-                check_recording(steps, folder, image)
-                shutil.rmtree(folder)
-                recovery = recovery_oracle(oracle, promise, steps)
-                dice = random.Random(f"{SEED} {folder.name}")
-                found = images(
-                    steps, recovery, self.limits.recovery, dice, image, is_handed_over=False
-                )
-                fresh = {i: p for i, p in found.items() if i not in known and i != image}
-                known.update(fresh)
-                must_report = recovery.calls[1].is_lost
-                given = self.given / scenario.name
-                checker = Checker(scenario, self.work, given, recovery, must_report)
-                violations = _check_all(checker, fresh)
-                yield Found(
-                    folder.name, checker.checked, checker.checked, checker.silent, violations
-                )
+        for each in filter(lambda each: each.chosen, traced):
+            yield self._crash_recoveries_of(each, traces)
+
+    def _crash_recoveries_of(self, traced: Traced, traces: dict[str, list[Step]]) -> Found:
+        scenario, oracle, chosen = traced
+        known: set[Image] = set()
+        checked = silent = 0
+        violations: list[Violation] = []
+        for number, (image, promise) in enumerate(chosen.items(), 1):
+            folder = self.runs / f"{scenario.name}@{number}"
+            steps = traces.pop(folder.name)
+            check_recording(steps, folder, image)
+            shutil.rmtree(folder)
+            recovery, dice = recovery_oracle(oracle, promise, steps), random.Random(SEED)
+            limit = self.limits.recovery
+            found = images(steps, recovery, limit, dice, image, is_handed_over=False)
+            fresh = {i: p for i, p in found.items() if i not in known and i != image}
+            known.update(fresh)
+            must_report = recovery.calls[1].is_lost
+            given = self.given / scenario.name
+            checker = Checker(scenario, self.work, given, recovery, must_report)
+            violations += _check_all(checker, fresh)
+            checked, silent = checked + checker.checked, silent + checker.silent
+        return Found(f"{scenario.name}, its recoveries", checked, checked, silent, violations)
 
 
 def _sample(found: dict[Image, Promise], count: int, dice: random.Random) -> dict[Image, Promise]:
@@ -267,8 +270,7 @@ def measure(full: bool) -> Iterator[Figure]:
         total, silent = total + found.states, silent + found.silent
         recoveries += found.recoveries
         violations += len(found.violations)
-        if not found.recoveries:
-            print(f"  {found.name}: {found.states} states", file=sys.stderr, flush=True)
+        print(f"  {found.name}: {found.states} states", file=sys.stderr, flush=True)
         for violation in found.violations[:1]:
             print(f"    {found.name}: {violation}", file=sys.stderr, flush=True)
     yield Figure(
