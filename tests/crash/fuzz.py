@@ -62,6 +62,17 @@ def corpus(target: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((CORPUS / target).iterdir())]
 
 
+def seeds(target: str) -> list[bytes]:
+    """Return the inputs to change: those of the corpus that are read as often as all others."""
+    found = corpus(target)
+    read = []
+    for data in found:
+        with contextlib.suppress(*PARSERS[target].refuses):
+            PARSERS[target].parse(data)
+            read.append(data)
+    return found + read * (len(found) // max(1, len(read)))
+
+
 # --- one input ---------------------------------------------------------------------------------
 
 
@@ -128,19 +139,20 @@ def fuzz(target: str, seconds: float, seed: int, last: memoryview) -> Iterator[d
     last : memoryview
         Takes each input before it is tried, behind its length: for whoever finds the process dead.
     """
-    parser, seeds = PARSERS[target], corpus(target)
+    parser = PARSERS[target]
     mutate, dice = MUTATORS[parser.shape], random.Random(f"{target} {seed}")
     known: set[str] = set()
     done, begun = 0, time.perf_counter()
     told = begun
     with checks_off(), watched():
+        bases = seeds(target)
         while (
             (now := time.perf_counter()) < begun + seconds
             and done < GOAL_EXECUTIONS
             and len(known) < FINDINGS_MAX
         ):
             for _ in range(64):
-                data = mutate(dice, seeds)
+                data = mutate(dice, bases)
                 last[:4] = len(data).to_bytes(4, "little")
                 last[4 : 4 + len(data)] = data
                 done += 1
