@@ -96,6 +96,7 @@ def checks_off() -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, "crc32c", _agree))
         stack.enter_context(mock.patch.object(files, "open_readable", MEMORY.open))
         stack.enter_context(mock.patch.object(overflow, "_checksums", _stored))
+        stack.enter_context(mock.patch.object(recovery, "store_digest", _agree))
         yield
 
 
