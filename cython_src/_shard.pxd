@@ -8,7 +8,8 @@ the latter two still wants it is packed first (copy on write), so a view is of o
 
 The digest of a row that is trained over and over is not kept up at each change: its old one is
 taken out of the sum at the first (ROW_UNSUMMED), the new one is put in when a seal reads the row or
-somebody asks. Such a row is always among those touched since the last seal, or in a seal's way.
+somebody asks. Such a row is always among those touched since the last seal, or in a seal's way. The
+digest of a seal's instant is the sum at that instant and those rows in its way that were not in it.
 
 Functions shard_* of the modules above this one lock the shard; functions whose name begins with
 `locked_` are called with the lock held alone, those with `shared_` with all shards' held at least
@@ -92,6 +93,7 @@ cdef struct Shard:
     uint64_t touched_flag          # which of the two touched bits is today's
     bint is_sealing
     Buffer seal_fids               # touched or removed before the flip
+    RowDigest seal_digest          # of the rows at the flip, once the seal has read all in its way
     Buffer seal_saved              # records of rows that changed before the seal read them
     uint64_t snapshot_flag         # a header with this ROW_SNAPSHOT bit is out of a snapshot's way
     uint64_t snapshot_left         # rows that a snapshot still has to read

@@ -29,7 +29,7 @@ from monolith_kv._cuckoo cimport (
     cuckoo_find,
     cuckoo_insert,
 )
-from monolith_kv._digest cimport digest_add, digest_row, digest_subtract
+from monolith_kv._digest cimport RowDigest, digest_add, digest_row, digest_subtract
 from monolith_kv._hashing cimport hash_fid
 from monolith_kv._initializers cimport initializer_fill
 from monolith_kv._lock cimport lock_create, lock_destroy
@@ -106,6 +106,10 @@ cdef void locked_save(Shard* shard, fid_t fid, row_t row) noexcept nogil:
     cdef uint64_t* header = arena_header(&shard.arena, row)
     if shard.is_sealing and header[0] & seal_flag(shard):
         header[0] &= ~seal_flag(shard)
+        if header[0] & ROW_UNSUMMED:
+            digest_add(
+                &shard.seal_digest,
+                digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
         locked_pack(
             shard, fid, row, buffer_extend(&shard.seal_saved, shard.policy.record_bytes))
     if (header[0] & ROW_SNAPSHOT) != shard.snapshot_flag:
@@ -128,10 +132,13 @@ cdef void locked_before_change(Shard* shard, fid_t fid, row_t row) noexcept nogi
 cdef void locked_sum(Shard* shard, fid_t fid, row_t row) noexcept nogil:
     """Put a row's digest into the sum, unless it is there."""
     cdef uint64_t* header = arena_header(&shard.arena, row)
+    cdef RowDigest digest
     if header[0] & ROW_UNSUMMED:
         header[0] &= ~<uint64_t>ROW_UNSUMMED
-        digest_add(
-            &shard.digest, digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
+        digest = digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim)
+        digest_add(&shard.digest, digest)
+        if shard.is_sealing and header[0] & seal_flag(shard):
+            digest_add(&shard.seal_digest, digest)
 
 
 cdef void locked_sum_all(Shard* shard) noexcept nogil:

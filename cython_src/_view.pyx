@@ -46,6 +46,7 @@ cdef void shard_seal_flip(Shard* shard) noexcept nogil:
     buffer_free(&shard.seal_fids)
     shard.seal_fids = shard.touched
     buffer_init(&shard.touched)
+    shard.seal_digest = shard.digest
     shard.is_sealing = True
     lock_leave(&shard.lock)
 
@@ -88,8 +89,8 @@ cdef status_t shard_seal_read(
             elif row_is_cold(cell[0]):
                 buffer_append_u64(cold, group.fids[i])
             else:
-                cell_clear(shard, cell, seal_flag(shard))
                 locked_sum(shard, group.fids[i], cell[0])
+                cell_clear(shard, cell, seal_flag(shard))
                 locked_pack(
                     shard, group.fids[i], cell[0], buffer_extend(records, record_bytes))
         start += group.count

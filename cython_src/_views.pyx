@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_init
 from monolith_kv._core cimport batch_of, raise_status, take_bytes, take_fids
+from monolith_kv._digest cimport RowDigest, digest_add
 from monolith_kv._hashing cimport SHARDS, hash_shard
 from monolith_kv._records cimport Records
 from monolith_kv._shard cimport Shard
@@ -106,6 +107,14 @@ cdef class Views(Records):
                 status |= shard_seal_saved(&self.shards[shard], &saved)
         raise_status(status)
         return take_bytes(&saved)
+
+    def seal_digest(self):
+        cdef RowDigest total
+        cdef size_t i
+        total.low = total.high = 0
+        for i in range(SHARDS):
+            digest_add(&total, self.shards[i].seal_digest)
+        return total.low, total.high
 
     def seal_end(self):
         cdef Buffer saved

@@ -23,7 +23,7 @@ from monolith_kv.errors import CorruptionError, DataLossWarning, SchemaError
 from monolith_kv.fids import distinct
 from monolith_kv.lineage import Lineage
 from monolith_kv.schema import TableSchema
-from monolith_kv.state import Settings, StoreState, store_digest
+from monolith_kv.state import Settings, StoreState, Summed, store_digest
 from monolith_kv.storage import files, format, manifest, snapshot
 from monolith_kv.storage.adopting import adopt
 from monolith_kv.storage.format import RecordKind
@@ -298,7 +298,12 @@ class Merge:
 
     def digest(self) -> str:
         """Return the digest of what was written."""
-        known = [_Digest(e.schema, self._digests[name]) for name, e in self._entries.items()]
+        known = [
+            Summed(entry.schema, (low, high))
+            for entry, (low, high) in zip(
+                self._entries.values(), self._digests.values(), strict=True
+            )
+        ]
         return store_digest(known)
 
     def _take(self, writer: SnapshotWriter, name: str, record: Record, path: str) -> None:
@@ -372,14 +377,3 @@ class Merge:
                     f"{reader.path}: {len(twice)} ids of table {name}, id {twice[0]} for one, are "
                     "in two of the snapshots; let keep() select each once"
                 )
-
-
-class _Digest:
-    """Stands for a table whose digest is known."""
-
-    def __init__(self, schema: TableSchema, parts: list[int]) -> None:
-        self.schema = schema
-        self._parts = parts
-
-    def digest(self) -> tuple[int, int]:
-        return self._parts[0], self._parts[1]

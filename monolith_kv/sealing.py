@@ -16,7 +16,7 @@ from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.errors import StoreFullError
 from monolith_kv.fids import without
 from monolith_kv.published import Delta
-from monolith_kv.state import StoreState, TableEntry, store_digest
+from monolith_kv.state import StoreState, Summed, TableEntry, store_digest
 from monolith_kv.storage import marks, sightings
 from monolith_kv.storage.delta_log import DeltaWriter
 from monolith_kv.storage.recovery import join_pieces
@@ -32,7 +32,6 @@ class Plan:
     tables: list[dict[str, Any]]
     dropped: list[int]
     next_table_id: int
-    digest: str
     dense: tuple[int, bytes] | None
     calls_from: int
     schema_changed: bool
@@ -83,7 +82,6 @@ def _flip(state: StoreState, cursor: dict[str, Any] | None) -> Plan | None:
                 tables=state.tables_json(),
                 dropped=[],
                 next_table_id=state.next_table_id,
-                digest=store_digest(entries),
                 dense=(state.dense.version, state.dense.data) if state.dense.is_pending else None,
                 calls_from=calls_from,
                 schema_changed=state.schema_changed,
@@ -131,7 +129,9 @@ def _publish(state: StoreState, plan: Plan) -> Delta:
                 writer.sightings(entry.id, piece)
         if plan.dense is not None:
             writer.dense(*plan.dense)
-        name, size = writer.publish({"digest": plan.digest})
+        # Known only now: rows that were not summed at the instant were, as they were read.
+        sums = [Summed(entry.schema, entry.core.seal_digest()) for entry in plan.entries]
+        name, size = writer.publish({"digest": store_digest(sums)})
         named = {
             "name": name,
             "sequence": sequence,

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -388,10 +388,23 @@ def settle_core(
 class Digested(Protocol):
     """A table whose rows have a digest."""
 
-    schema: TableSchema
+    @property
+    def schema(self) -> TableSchema:
+        """What the table is."""
 
     def digest(self) -> tuple[int, int]:
         """Return the order-independent hash of its rows, in two parts."""
+
+
+class Summed(NamedTuple):
+    """Stands for a table whose digest is known."""
+
+    schema: TableSchema
+    parts: tuple[int, int]
+
+    def digest(self) -> tuple[int, int]:
+        """Return it."""
+        return self.parts
 
 
 def store_digest(entries: Sequence[Digested]) -> str:

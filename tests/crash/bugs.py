@@ -348,8 +348,8 @@ ROWS = [
         "torn-instant",
         "rows that change while a seal is written are not copied first",
         "cython_src/_shard.pyx",
-        "    if shard.is_sealing and header[0] & seal_flag(shard):\n",
-        "    if False and header[0] & seal_flag(shard):\n",
+        "    if shard.is_sealing and header[0] & seal_flag(shard):\n        header",
+        "    if False and header[0] & seal_flag(shard):\n        header",
         "tests/threads/test_calls_are_whole.py"
         "::test_what_is_published_never_cuts_a_call[none-push]",
     ),

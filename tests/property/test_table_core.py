@@ -75,6 +75,16 @@ class CoreMachine(RuleBasedStateMachine):
         assert len(cold) == 0
         self.rows.update(self.split(records))
 
+    def digest_of(self, rows: dict[int, tuple[int, bytes]]) -> tuple[int, int]:
+        """That of a table which has just these rows."""
+        core = TableCore(Barrier(), zeros_and_sgd(), 0)
+        packed = b"".join(
+            np.uint64(fid).tobytes() + np.int64(time).tobytes() + row
+            for fid, (time, row) in rows.items()
+        )
+        core.apply(np.frombuffer(packed, np.uint8), np.empty(0, np.uint64))
+        return core.digest()
+
     # --- changes ---
 
     @rule(ids=some_ids)
@@ -183,6 +193,7 @@ class CoreMachine(RuleBasedStateMachine):
         while len(self.seal[2]):
             self.seal_read(8)
         rows, touched, _ = self.seal
+        assert self.core.seal_digest() == self.digest_of(rows)
         saved = self.split(self.core.seal_end())
         assert not set(saved) & set(self.sealed)
         self.sealed.update(saved)
