@@ -212,6 +212,13 @@ class Disk:
         self._change(step.target, (*self._folder_of(step.target), node))
         return True
 
+    def _bring(self, step: Step) -> bool:
+        node = File()
+        node.write(0, step.data)  # Nobody has flushed it here.
+        self._handles[step.handle] = node
+        self._change(step.path, (*self._folder_of(step.path), node))
+        return True
+
     def _rename(self, step: Step) -> bool:
         node = self._node(step.path)
         source, target = self._folder_of(step.path), self._folder_of(step.target)

@@ -1,6 +1,7 @@
 """The model of a disk, and the reader of traces: what may be left, and nothing that may not."""
 
 import random
+from pathlib import Path
 
 import pytest
 from crash.disk import SECTOR_BYTES, Disk, Image
@@ -180,3 +181,15 @@ def test_a_call_that_is_not_understood_is_never_left_out() -> None:
     begin = line("openat(AT_FDCWD<'/'>, \"'/b/x/f'\", O_RDWR|O_CREAT, 0600) = 3<'/b/x/f'>")
     with pytest.raises(NotRecordedError, match="fallocate"):
         parse([begin, line("fallocate(3<'/b/x/f'>, 0, 0, 100) = 0")], "/b")
+
+
+def test_a_file_linked_from_elsewhere_is_loose_until_it_is_flushed_there(folder: Path) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.write_bytes(A)
+    lines = [
+        line(f"link(\"'{elsewhere}'\", \"'/b/x/f'\") = 0"),
+        line(f"fdatasync(5<'{elsewhere}'>) = 0"),
+    ]
+    bring, sync = parse(lines, "/b")["x"]
+    assert contents(left(bring, *SYNC_ROOT), "f") == {b"", ZEROS, A}
+    assert contents(left(bring, sync, *SYNC_ROOT), "f") == {A}

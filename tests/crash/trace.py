@@ -32,7 +32,10 @@ STRING_BYTES_MAX = 64 << 20  # None is cut: a write that is cut could not be mad
 
 
 class Step(NamedTuple):
-    """One change: `kind` is open, write, cut, sync, link, rename, unlink, folder or mark."""
+    """One change: `kind` is open, write, cut, sync, link, bring, rename, unlink, folder or mark.
+
+    "bring" links a file from elsewhere, with what is in it.
+    """
 
     kind: str
     path: str = ""
@@ -149,6 +152,8 @@ class _Reader:
     steps: dict[str, list[Step]] = field(default_factory=dict)
     opened: dict[tuple[int, int], _Open] = field(default_factory=dict)
     handles: int = 0
+    # Folder and step, by the path elsewhere.
+    brought: dict[str, tuple[str, Step]] = field(default_factory=dict)
 
     def take(self, pid: int, name: str, arguments: str, result: int) -> None:
         if name in ("open", "openat", "creat"):
@@ -182,10 +187,19 @@ class _Reader:
     def _name(self, kind: str, path: str, target: str = "") -> None:
         place = self._place(path)
         into = self._place(target) if target else place
+        if kind == "link" and place is None and into is not None:
+            self._bring(path, *into)
+            return
         if (place is None) != (into is None) or (place and into and place[0] != into[0]):
             raise NotRecordedError(f"{kind} from {path} to {target}: out of the folder or into it")
         if place is not None and into is not None and place[1]:
             self._add(place[0], Step(kind, place[1], into[1] if target else ""))
+
+    def _bring(self, path: str, folder: str, name: str) -> None:
+        self.handles += 1
+        step = Step("bring", name, handle=self.handles, data=Path(path).read_bytes())
+        self.brought[path] = folder, step
+        self._add(folder, step)
 
     def _add(self, folder: str, step: Step) -> None:
         self.steps.setdefault(folder, []).append(step)
@@ -220,6 +234,9 @@ class _Reader:
         key = (pid, -1 if match[1] == "AT_FDCWD" else int(match[1]))
         found = self.opened.get(key)
         place = self._place(found.path if found else path)
+        if path in self.brought and name in ("fsync", "fdatasync"):
+            folder, step = self.brought[path]
+            self._add(folder, Step("sync", step.path, handle=step.handle))
         if place is None:
             return
         if name == "close":
