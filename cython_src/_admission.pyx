@@ -205,7 +205,7 @@ cdef status_t shards_pull(
     cdef status_t status
     buffer_init(&absent)
     buffer_init(&cold)
-    status = shards_lookup(shards, fids, count, out, NULL, &cold, &absent)
+    status = shards_lookup(shards, fids, count, out, NULL, &cold, &absent, False)
     if absent.count and status == STATUS_OK:
         status = shards_pull_absent(shards, fids, &absent, out, now, may_insert, inserted)
     buffer_free(&absent)

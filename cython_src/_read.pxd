@@ -24,10 +24,13 @@ cdef struct Found:
     row_t* cells[FIND_GROUP]          # NULL: absent
     const float* rows[FIND_GROUP]     # the embeddings; NULL: not in memory
 
+# Whether a lookup takes less time than to give the GIL up and to be given it again may.
+cdef bint lookup_is_short(const Shard* shards, size_t count) noexcept nogil
 # Positions of absent ids are appended to `absent`, flags go to `found`, where they are given.
+# is_shared: whoever calls shares the shards already, and leaves them.
 cdef status_t shards_lookup(
     Shard* shards, const fid_t* fids, size_t count, float* out, uint8_t* found, Buffer* cold,
-    Buffer* absent
+    Buffer* absent, bint is_shared
 ) noexcept nogil
 cdef void shards_contain(
     Shard* shards, const fid_t* fids, size_t count, uint8_t* found) noexcept nogil
@@ -38,6 +41,8 @@ cdef status_t shards_timestamps(
 
 # --- for other ways to read
 cdef void shards_share(Shard* shards) noexcept nogil
+# False: one of them is not free, and none is shared.
+cdef bint shards_try_share(Shard* shards) noexcept nogil
 cdef void shards_leave(Shard* shards) noexcept nogil
 cdef void shared_find(
     Shard* shards, const fid_t* fids, size_t start, size_t stop, Found* group) noexcept nogil

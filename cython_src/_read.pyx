@@ -7,10 +7,14 @@ from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
 from monolith_kv._buffer cimport Buffer, buffer_note_u64
 from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find
 from monolith_kv._hashing cimport SHARDS, hash_fid
-from monolith_kv._lock cimport lock_leave, lock_shared
+from monolith_kv._lock cimport lock_leave, lock_shared, lock_try_shared
 from monolith_kv._row cimport row_is_cold, row_time
 from monolith_kv._shard cimport MKV_ADD64, Shard, header_warm, shared_header
 from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t
+
+cdef enum:
+    SHORT_BYTES = 131072   # of rows that are copied in some 20 us
+
 
 # --- all shards ------------------------------------------------------------------------------
 
@@ -19,6 +23,16 @@ cdef void shards_share(Shard* shards) noexcept nogil:
     # Always in this order, and whoever locks shards alone locks one, or all in this order.
     for number in range(SHARDS):
         lock_shared(&shards[number].lock)
+
+
+cdef bint shards_try_share(Shard* shards) noexcept nogil:
+    cdef size_t number, i
+    for number in range(SHARDS):
+        if not lock_try_shared(&shards[number].lock):
+            for i in range(number):
+                lock_leave(&shards[i].lock)
+            return False
+    return True
 
 
 cdef void shards_leave(Shard* shards) noexcept nogil:
@@ -53,9 +67,15 @@ cdef void shared_find(
 
 # --- what callers want -----------------------------------------------------------------------
 
+cdef bint lookup_is_short(const Shard* shards, size_t count) noexcept nogil:
+    return (
+        count <= SHARE_IDS // 2
+        and count * shards[0].policy.dim * sizeof(float) <= SHORT_BYTES)
+
+
 cdef status_t shards_lookup(
     Shard* shards, const fid_t* fids, size_t count, float* out, uint8_t* found, Buffer* cold,
-    Buffer* absent
+    Buffer* absent, bint is_shared
 ) noexcept nogil:
     cdef size_t start = 0
     cdef size_t stop
@@ -66,13 +86,15 @@ cdef status_t shards_lookup(
     while start < count:
         stop = start + SHARE_IDS if count - start > SHARE_IDS else count
         current.count = 0
-        shards_share(shards)
+        if not is_shared:
+            shards_share(shards)
         while start < stop or current.count:
             shared_find(shards, fids, start, stop, coming)
             status |= shared_copy(shards, current, coming, out, found, cold, absent)
             start += coming.count
             current, coming = coming, current
-        shards_leave(shards)
+        if not is_shared:
+            shards_leave(shards)
     return status
 
 

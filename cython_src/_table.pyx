@@ -35,10 +35,13 @@ from monolith_kv._hashing cimport SHARDS
 from monolith_kv._lock cimport lock_alone, lock_leave
 from monolith_kv._pooling cimport pool_bags
 from monolith_kv._read cimport (
+    lookup_is_short,
     shards_contain,
+    shards_leave,
     shards_lookup,
     shards_state,
     shards_timestamps,
+    shards_try_share,
 )
 from monolith_kv._shard cimport Shard
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
@@ -78,8 +81,15 @@ cdef class TableCore(Views):
         if found is not None:
             flags = &found[0]
         buffer_init(&cold)
-        with nogil:
-            status = shards_lookup(self.shards, fids, count, &out[0, 0], flags, &cold, NULL)
+        # Beside a thread that pushes, to be given the GIL again takes longer than a short lookup.
+        if lookup_is_short(self.shards, count) and shards_try_share(self.shards):
+            status = shards_lookup(
+                self.shards, fids, count, &out[0, 0], flags, &cold, NULL, True)
+            shards_leave(self.shards)
+        else:
+            with nogil:
+                status = shards_lookup(
+                    self.shards, fids, count, &out[0, 0], flags, &cold, NULL, False)
         raise_status(status)
         return cold_positions(&cold)
 
