@@ -35,7 +35,7 @@ class Budget:
     Attributes
     ----------
     is_full : bool
-        Memory is over its limit and the overflow tier is used up: no new ids.
+        Memory is over its limit and the overflow tier takes no more: no new ids.
     """
 
     def __init__(self, state: StoreState, limit: int) -> None:
@@ -70,14 +70,10 @@ class Budget:
                     if todo > 0:
                         todo -= self._evict(entry, todo, is_dirty)
             self.is_full = False
-        except StoreFullError:
+        except (StoreFullError, CorruptionError, OSError, MemoryError):
+            # The call that came here was made: it must not fail because rows cannot move. A tier
+            # that cannot be written is as good as full.
             self.is_full = True
-
-    def has_room(self) -> bool:
-        """Whether a call may insert new ids."""
-        if self.is_full:
-            self.settle()
-        return not self.is_full
 
     def _by_size(self) -> list[TableEntry]:
         def resident(entry: TableEntry) -> int:
@@ -146,7 +142,7 @@ def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.ui
     packed = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
     # What is good is returned as it was read: LMDB's own pages may be what is damaged, and then
     # nothing that is put there now need come back.
-    with contextlib.suppress(CorruptionError, StoreFullError):
+    with contextlib.suppress(CorruptionError, StoreFullError, OSError):
         overflow.put(entry.id, fids, packed)
     every = np.empty((len(cold), records.shape[1]), np.uint8)
     every[positions] = records

@@ -36,7 +36,7 @@ def pull(state: StoreState, entry: TableEntry, ids: Fids, out: Rows | None) -> R
 
     def call(log: CallLogWriter | None) -> int:
         now = state.clock()
-        may_insert = state.budget is None or state.budget.has_room()
+        may_insert = state.budget is None or not state.budget.is_full
         inserted = core.pull(ids, rows, now, may_insert)
         if log is None or not len(inserted):
             return 0
@@ -83,7 +83,7 @@ def upsert(state: StoreState, entry: TableEntry, ids: Fids, rows: Rows) -> None:
 
     def call(log: CallLogWriter | None) -> int:
         now, offset = state.clock(), 0
-        if state.budget is not None and not state.budget.has_room():
+        if state.budget is not None and state.budget.is_full:
             is_there = np.empty(len(ids), np.uint8)
             core.contains(ids, is_there)
             if not is_there.all():
@@ -134,8 +134,7 @@ def log_call(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWrite
     try:
         return call(log)
     except BaseException as error:
-        if log.is_failed and isinstance(error, Exception):
-            state.failure = state.failure or error
+        state.note_failure(log, error)
         raise
 
 
@@ -147,8 +146,7 @@ def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> No
         # A seal or snapshot that has ended the log meanwhile has made it durable: no error.
         log.sync(offset)
     except Error as error:
-        if log.is_failed:
-            state.failure = state.failure or error
+        state.note_failure(log, error)
         raise
 
 
@@ -174,6 +172,8 @@ def _serially(
         state.check_writable()
         if entry.dropped:
             raise ClosedError(f"table {entry.schema.name} was dropped")
+        if state.budget is not None and state.budget.is_full:
+            state.budget.settle()  # Before rows of this call come in: it may send them out again.
         promote(state, entry, ids)
         log = state.open_log()
         offset = call(log) if log is None else log_call(state, log, call)

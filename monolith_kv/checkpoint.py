@@ -171,7 +171,11 @@ def mark_instant(state: StoreState, digest: str, *, is_inside: bool) -> None:
         state.instants.append(digest)
     log = None if is_inside else state.open_log()
     if log is not None:
-        log.sync(log.mark({"snapshot": digest}))
+        try:
+            log.sync(log.mark({"snapshot": digest}))
+        except BaseException as error:
+            state.note_failure(log, error)
+            raise
 
 
 def _write(

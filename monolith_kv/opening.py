@@ -220,13 +220,14 @@ def release(state: StoreState) -> None:
         return
     state.closed = True
     log, state.log = state.log, None
-    if log is not None:
-        log.close(clean=False)
     overflow, state.overflow = state.overflow, None
-    if overflow is not None:
-        overflow.close()
-        if state.mode == "r":
-            shutil.rmtree(os.path.dirname(overflow.folder), ignore_errors=True)
-    if state.lock is not None:
-        state.lock.release()
-        state.lock = None
+    lock, state.lock = state.lock, None
+    with contextlib.ExitStack() as steps:  # From the last one on; none keeps another from it.
+        if lock is not None:
+            steps.callback(lock.release)
+        if overflow is not None and state.mode == "r":
+            steps.callback(shutil.rmtree, os.path.dirname(overflow.folder), ignore_errors=True)
+        if overflow is not None:
+            steps.callback(overflow.close)
+        if log is not None:
+            steps.callback(log.close, clean=False)

@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv._table import Barrier, TableCore
-from monolith_kv.errors import ClosedError, Error, ForkedError, ReadOnlyError, StoreFullError
+from monolith_kv.errors import (
+    ClosedError,
+    CorruptionError,
+    Error,
+    ForkedError,
+    ReadOnlyError,
+    StoreFullError,
+)
 from monolith_kv.schema import TableSchema
 from monolith_kv.storage import marks
 from monolith_kv.storage.call_log import CallLogWriter
@@ -57,9 +64,6 @@ class Room(Protocol):
 
     def settle(self) -> None:
         """Move to the overflow tier what is over the limit."""
-
-    def has_room(self) -> bool:
-        """Whether new ids may come."""
 
 
 class TableEntry:
@@ -171,6 +175,7 @@ class StoreState:
         # Whether deltas and call logs lead to what memory holds, without a snapshot; true only
         # of a store that logs its calls. Guarded by files.
         self.is_log_whole = True
+        self.log_begun = 0  # The number of a log that could not be begun.
         self.is_marked = False  # Whether calls since the last instant have left a mark.
         self.mark_number = 1
         self.overflow: OverflowTier | None = None
@@ -278,11 +283,24 @@ class StoreState:
         if not self.settings.is_logged or self.mode != "rw":
             return None
         if self.log is None:
-            manifest = self.manifest
-            log = CallLogWriter(self.path, manifest.uuid, self.next_log, manifest.lineage.epoch)
+            found, number = self.manifest, self.next_log
+            is_ours = self.log_begun == number
+            try:
+                self.log = CallLogWriter(
+                    self.path, found.uuid, number, found.lineage.epoch, replace=is_ours
+                )
+            except FileExistsError:
+                raise
+            except BaseException:
+                self.log_begun = number  # It may have its name by now, but it holds no call.
+                raise
             self.next_log += 1
-            self.log = log
         return self.log
+
+    def note_failure(self, log: CallLogWriter, error: BaseException) -> None:
+        """Give up writing where the call log was given up: see `rescue`."""
+        if log.is_failed and isinstance(error, Exception):
+            self.failure = self.failure or error
 
     def roll_log(self) -> int:
         """End the call log; return the number that the next one will have."""
@@ -292,8 +310,7 @@ class StoreState:
         try:
             log.close(clean=True)
         except Exception as error:
-            if log.is_failed:
-                self.failure = self.failure or error
+            self.note_failure(log, error)
             raise
         self.log = None
         return self.next_log
@@ -339,7 +356,9 @@ class StoreState:
         self.tables = {n: e for n, e in self.tables.items() if e is not entry}
         entry.dropped = True
         if self.overflow is not None:
-            self.overflow.forget_table(entry.id)
+            # Records that stay are in nobody's way: no other table gets its id.
+            with contextlib.suppress(CorruptionError, OSError, StoreFullError):
+                self.overflow.forget_table(entry.id)
 
     def change_schema(self, entry: TableEntry, schema: TableSchema) -> None:
         """Give a table new settings, between calls."""

@@ -203,11 +203,15 @@ class Follower:
 
     def close(self) -> None:
         """Close the replica and let others have it; again: nothing."""
-        self._close_retired()
         store, self._store = self._store, None
-        if store is not None:
-            store.close()
-        self._work.release()
+        try:
+            self._close_retired()
+        finally:
+            try:
+                if store is not None:
+                    store.close()
+            finally:
+                self._work.release()
 
     def __enter__(self) -> Self:
         return self

@@ -131,11 +131,13 @@ class CallLogWriter:
         Of the log; one higher than the one before.
     epoch : int
         In which the calls are made.
+    replace : bool
+        Whether a log of this number is one that could not be finished making: no call is in it.
 
     Raises
     ------
     FileExistsError
-        There is a log with this number.
+        There is a log with this number, and not `replace`.
     StoreFullError
         There is no room; the log is as it was before the call.
     Error
@@ -148,11 +150,14 @@ class CallLogWriter:
     torn tail, since what follows it could not be replayed.
     """
 
-    def __init__(self, root: str, uuid: str, number: int, epoch: int) -> None:
+    def __init__(
+        self, root: str, uuid: str, number: int, epoch: int, *, replace: bool = False
+    ) -> None:
         self.number = number
         self.path = path_of(root, number)
         files.make_folder(os.path.dirname(self.path))
-        self._log = LogWriter(self.path, FileType.CALLS, FileIdentity(uuid, epoch, number))
+        identity = FileIdentity(uuid, epoch, number)
+        self._log = LogWriter(self.path, FileType.CALLS, identity, replace=replace)
 
     @property
     def size(self) -> int:

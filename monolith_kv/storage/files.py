@@ -37,7 +37,7 @@ _OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 @contextlib.contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """Turn "no room" in all its forms into StoreFullError; let any other error through.
+    """Turn "no room" in all its forms into StoreFullError, other errors of LMDB into OSError.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def disk_errors(path: str) -> Iterator[None]:
             raise
         reasons = [os.strerror(number) for number in FULL_ERRNOS]
         if not isinstance(error, lmdb.MapFullError) and not any(r in str(error) for r in reasons):
-            raise
+            raise OSError(errno.EIO, f"the overflow tier cannot be used: {error}", path) from error
         raise StoreFullError(
             f"the overflow tier {path} is full: {error}; raise overflow_limit or memory_limit, "
             "free disk space, or remove or expire rows"
@@ -455,9 +455,11 @@ class FolderLock:
         if fd >= 0:
             # Closing unlocks only with the last copy of the descriptor, so that a forked child
             # that comes here first does not take the parent's lock away; LOCK_UN would.
-            if os.getpid() == self._pid:
-                fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
+            try:
+                if os.getpid() == self._pid:
+                    fcntl.flock(fd, fcntl.LOCK_UN)
+            finally:
+                os.close(fd)
 
     def __enter__(self) -> Self:
         return self

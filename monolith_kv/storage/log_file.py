@@ -70,16 +70,20 @@ class LogWriter:
         What the log is.
     identity : FileIdentity
         Where it belongs.
+    replace : bool
+        Whether a file of this name is one that the caller could not finish making, to be replaced.
 
     Raises
     ------
     FileExistsError
-        There is such a file.
+        There is such a file, and not `replace`.
     StoreFullError
         There is no room; also from `append`, which leaves the log as it was.
     """
 
-    def __init__(self, path: str, file_type: FileType, identity: FileIdentity) -> None:
+    def __init__(
+        self, path: str, file_type: FileType, identity: FileIdentity, *, replace: bool = False
+    ) -> None:
         self.path = path
         self.records = 0
         self._pid = os.getpid()
@@ -98,7 +102,7 @@ class LogWriter:
             with files.disk_errors(path):
                 files.write_all(self._fd, [header])
                 files.sync_file(self._fd)
-            files.publish(temporary, path, replace=False)
+            files.publish(temporary, path, replace=replace)
         except BaseException:
             os.close(self._fd)
             files.remove_quietly(temporary)

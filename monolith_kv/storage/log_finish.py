@@ -31,9 +31,10 @@ def finish_log(path: str, file_type: FileType) -> None:
     """
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        size = os.fstat(fd).st_size
-        header = unpack_header(os.pread(fd, HEADER_BYTES, 0), path, file_type)
-        source, offset, previous, records = Stream(File(path)), HEADER_BYTES, header.crc, 0
+        file = File(path)
+        size = file.size
+        header = unpack_header(bytes(file.view(0, HEADER_BYTES)), path, file_type)
+        source, offset, previous, records = Stream(file), HEADER_BYTES, header.crc, 0
         while offset < size:
             try:
                 part = read_part(source, offset, size, header.seed, previous)

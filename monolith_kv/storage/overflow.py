@@ -73,6 +73,8 @@ class OverflowTier:
         self._sizes: dict[int, int] = {}  # Record bytes by table. Guarded by _lock.
         for old in [folder, *glob.glob(f"{glob.escape(folder)}.*{files.TEMPORARY_SUFFIX}")]:
             shutil.rmtree(old, ignore_errors=True)
+        self._is_closed = False
+        self._env: lmdb.Environment | None = None  # Opened when it is used. Guarded by _lock.
         # LMDB does not sync its folder: the environment is made beside it and moved here.
         temporary = f"{folder}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
         try:
@@ -81,10 +83,11 @@ class OverflowTier:
                 self._open(temporary).close()
                 files.fsync_folder(temporary)
             files.publish(temporary, folder, replace=True)
+            with self._environment():
+                pass
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._env: lmdb.Environment | None = self._open(folder)
 
     def _open(self, folder: str) -> "lmdb.Environment":
         import lmdb
@@ -94,6 +97,7 @@ class OverflowTier:
         # full disk would be a SIGBUS), never sync=False.
         return lmdb.open(
             folder,
+            create=not os.path.exists(os.path.join(folder, DATA_NAME)),
             map_size=self._map_bytes,
             mode=0o600,
             lock=False,
@@ -271,27 +275,22 @@ class OverflowTier:
                     env.copy(temporary, compact=True)
                     os.chmod(os.path.join(temporary, DATA_NAME), 0o600)  # LMDB copies as 0666.
                     files.fsync_folder(temporary)
-                env.close()
-                self._env = None
-                try:
-                    if not files.exchange_folders(temporary, self.folder):
-                        shutil.rmtree(self.folder)
-                        files.publish(temporary, self.folder, replace=True)
-                finally:
-                    # Whatever has the name now, the tier goes on with it.
-                    self._env = self._open(self.folder)
+                self._drop()
+                # In one step: rows that were touched since the last seal are nowhere else.
+                names = (os.path.join(folder, DATA_NAME) for folder in (temporary, self.folder))
+                files.publish(*names, replace=True)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-            return before - self.bytes
+        return before - self.bytes
 
     def close(self) -> None:
         """Close the tier and remove it; again, or in a forked child: nothing."""
         if os.getpid() != self._pid:
             return
         with self._lock:
-            if self._env is not None:
-                self._env.close()
-                self._env = None
+            if not self._is_closed:
+                self._is_closed = True
+                self._drop()
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- helpers ---------------------------------------------------------------------------
@@ -300,28 +299,55 @@ class OverflowTier:
     def _environment(self) -> Iterator["lmdb.Environment"]:
         files.refuse_fork(self._pid, f"the overflow tier {self.folder}")
         with self._lock:
-            if self._env is None:
+            if self._is_closed:
                 raise ClosedError(f"the overflow tier {self.folder} is closed")
-            try:
+            with files.disk_errors(self.folder), self._page_errors_told():
+                if self._env is None:
+                    self._env = self._open(self.folder)
                 yield self._env
-            except _page_errors() as error:
-                raise CorruptionError(
-                    f"{self.folder}: LMDB cannot read its own pages: {error}; close the store and "
-                    "open it again, it makes the tier anew from snapshot and log",
-                    self.folder,
-                ) from error
+
+    @contextlib.contextmanager
+    def _page_errors_told(self) -> Iterator[None]:
+        try:
+            yield
+        except _page_errors() as error:
+            raise CorruptionError(
+                f"{self.folder}: LMDB cannot read its own pages: {error}; close the store and "
+                "open it again, it makes the tier anew from snapshot and log",
+                self.folder,
+            ) from error
+
+    def _drop_if_unusable(self, env: "lmdb.Environment") -> None:
+        """Let the next call open it anew, with what was committed, where LMDB has given it up."""
+        import lmdb
+
+        try:
+            env.begin().abort()
+        except lmdb.Error:
+            self._drop()
+
+    def _drop(self) -> None:
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
     @contextlib.contextmanager
     def _writing(self, env: "lmdb.Environment", need_bytes: int) -> Iterator[Any]:
         """One write transaction; what it fails at for want of room is a StoreFullError."""
-        import lmdb
-
         try:
-            with files.disk_errors(self.folder), env.begin(write=True) as txn:
+            with (
+                files.disk_errors(self.folder),
+                self._page_errors_told(),
+                env.begin(write=True) as txn,
+            ):
                 yield txn
-        except lmdb.Error:
-            # LMDB calls a write that the full disk cut short an input/output error.
-            files.probe_room(self.folder, need_bytes)
+        except (StoreFullError, CorruptionError, OSError) as error:
+            if _is_map_full(error):
+                raise
+            self._drop_if_unusable(env)
+            if isinstance(error, OSError):
+                # LMDB calls a write that the full disk cut short an input/output error.
+                files.probe_room(self.folder, need_bytes)
             raise
 
     def _grow(self, env: "lmdb.Environment", more: int) -> None:
@@ -374,7 +400,6 @@ def _page_errors() -> tuple[type[Exception], ...]:
         lmdb.CursorFullError,
         lmdb.PageFullError,
         lmdb.PageNotFoundError,
-        lmdb.PanicError,
     )
 
 

@@ -231,7 +231,7 @@ def test_a_disk_that_fails_a_compaction_takes_no_record(
     sync_folder = files.fsync_folder
 
     def fail(path: str) -> None:
-        if path == str(folder):
+        if path == str(folder / "overflow"):
             raise OSError(errno.EIO, "broken")
         sync_folder(path)
 
