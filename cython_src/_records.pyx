@@ -6,6 +6,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_init
+from monolith_kv._codec cimport record_fid
 from monolith_kv._core cimport Core, batch_of, raise_status, take_bytes, take_fids, whole_seconds
 from monolith_kv._expiry cimport (
     shard_expire,
@@ -14,7 +15,7 @@ from monolith_kv._expiry cimport (
     shard_shrink_begin,
     shard_shrink_end,
 )
-from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_shard
+from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_fid, hash_shard
 from monolith_kv._tier cimport (
     shard_apply,
     shard_apply_removals,
@@ -23,9 +24,11 @@ from monolith_kv._tier cimport (
     shard_evict,
     shard_pack,
     shard_promote,
+    shard_put_back,
+    shard_reserve,
     shard_walk,
 )
-from monolith_kv._types cimport STATUS_OK, status_t, unix_s_t
+from monolith_kv._types cimport STATUS_OK, fid_t, status_t, unix_s_t
 
 from monolith_kv.fids import distinct
 
@@ -63,6 +66,33 @@ cdef class Records(Core):
             self.barrier.leave()
             batch_destroy(&batch)
         raise_status(status)
+
+    def reserve(self, const uint64_t[::1] ids):
+        cdef Batch batch
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        batch_of(&batch, ids)
+        with nogil:
+            for shard in range(SHARDS):
+                status |= shard_reserve(&self.shards[shard], &batch, shard)
+            batch_destroy(&batch)
+        raise_status(status)
+
+    def put_back(self, const uint8_t[::1] records, const uint64_t[::1] absent):
+        cdef size_t size = self.policy.record_bytes
+        cdef size_t i
+        cdef uint64_t hashed
+        cdef fid_t fid
+        with nogil:
+            self.barrier.enter()
+            for i in range(records.shape[0] // size):
+                fid = record_fid(&records[i * size])
+                hashed = hash_fid(fid)
+                shard_put_back(&self.shards[hash_shard(hashed)], fid, hashed, &records[i * size])
+            for i in range(absent.shape[0]):
+                hashed = hash_fid(absent[i])
+                shard_put_back(&self.shards[hash_shard(hashed)], absent[i], hashed, NULL)
+            self.barrier.leave()
 
     def pack(self, const uint64_t[::1] ids):
         cdef Batch batch

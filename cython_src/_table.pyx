@@ -294,6 +294,14 @@ cdef class TableCore(Views):
                 status = shard_see(&self.shards[i], first, size, pending)
             raise_status(status)
 
+    def check_sightings(self, bytes data):
+        for part in split_parts(data):
+            at = 0
+            while at < len(part):
+                at += 16 + 8 * int.from_bytes(part[at + 8:at + 16], "little")
+            if at != len(part):
+                raise ValueError("sightings of a gate end in the middle of a run")
+
     def gate_state(self):
         cdef size_t i
         cdef uint8_t[::1] out

@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
 from monolith_kv._shard cimport Shard
-from monolith_kv._types cimport status_t
+from monolith_kv._types cimport fid_t, status_t
 
 # Set whole rows as they are in the records; marks nothing as touched.
 cdef status_t shard_apply(
@@ -16,6 +16,11 @@ cdef status_t shard_apply(
 # Remove without marking anything as touched.
 cdef status_t shard_apply_removals(
     Shard* shard, const Batch* batch, size_t number) noexcept nogil
+# Make room for what changing these rows keeps for a seal or snapshot under way.
+cdef status_t shard_reserve(Shard* shard, const Batch* batch, size_t number) noexcept nogil
+# Overwrite a row, or remove it where `record` is NULL, and mark nothing; shard_reserve made room.
+cdef void shard_put_back(
+    Shard* shard, fid_t fid, uint64_t hashed, const uint8_t* record) noexcept nogil
 # Append the records of rows in memory and the fids of cold ones.
 cdef status_t shard_pack(
     Shard* shard, const Batch* batch, size_t number, Buffer* records, Buffer* cold) noexcept nogil

@@ -93,6 +93,7 @@ cdef void row_load(Shard* shard, row_t row, const uint8_t* record, uint64_t bits
 cdef void locked_replace(
     Shard* shard, fid_t fid, row_t row, const uint8_t* record
 ) noexcept nogil:
+    """Overwrite a row; locked_reserve made room."""
     cdef uint64_t bits
     locked_before_change(shard, fid, row)
     bits = arena_header(&shard.arena, row)[0] & ((<uint64_t>1 << ROW_TIME_SHIFT) - 1)
@@ -215,6 +216,30 @@ cdef status_t shard_apply_removals(
         shard.counters.removed += 1
     lock_leave(&shard.lock)
     return status
+
+
+cdef status_t shard_reserve(Shard* shard, const Batch* batch, size_t number) noexcept nogil:
+    cdef status_t status
+    lock_alone(&shard.lock)
+    status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
+    lock_leave(&shard.lock)
+    return status
+
+
+cdef void shard_put_back(
+    Shard* shard, fid_t fid, uint64_t hashed, const uint8_t* record
+) noexcept nogil:
+    cdef row_t* cell
+    lock_alone(&shard.lock)
+    cell = cuckoo_find_one(&shard.index, fid, hashed)
+    if cell != NULL and not row_is_cold(cell[0]):
+        if record != NULL:
+            locked_replace(shard, fid, cell[0], record)
+        else:
+            locked_before_change(shard, fid, cell[0])
+            arena_free(&shard.arena, cell[0])
+            cuckoo_erase(&shard.index, fid, hashed)
+    lock_leave(&shard.lock)
 
 
 # --- overflow --------------------------------------------------------------------------------

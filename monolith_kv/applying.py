@@ -1,14 +1,15 @@
 """A replica moves forward by deltas; a reader by what the writer has made durable since.
 
-What must hold: a delta is verified as a whole before anything changes; the replica's manifest names
-its own durable copy before memory has its rows, so that position and rows are durable together.
+What must hold: a delta is verified as a whole before anything changes; what is durable are whole
+deltas, the position and the rows in one step, by the manifest that names the replica's own copy.
+Memory comes along: wholly, or not at all where that fails.
 """
 
-import contextlib
 import os
 from typing import Any
 
 from monolith_kv.catalog import commit, drop_file
+from monolith_kv.delta_loading import Loading
 from monolith_kv.errors import CorruptionError, Error, FencedError, GapError, ReadOnlyError
 from monolith_kv.lineage import Lineage
 from monolith_kv.opening import read_state, release
@@ -17,7 +18,7 @@ from monolith_kv.storage import delta_log, files, format, manifest
 from monolith_kv.storage.delta_log import DeltaReader
 from monolith_kv.storage.format import DELTA_FOLDER
 from monolith_kv.storage.manifest import Manifest
-from monolith_kv.storage.recovery import load_delta, position
+from monolith_kv.storage.recovery import position
 from monolith_kv.storage.tables import check_schemas, read_schemas
 
 
@@ -41,14 +42,16 @@ def apply_delta(state: StoreState, path: str) -> bool:
             if copy.header != reader.header or copy.end != reader.end:
                 raise CorruptionError(f"{path} changed while it was applied", path, 0)
             _verify(state, copy)
-            _name_delta(state, copy, name, own)
-            load_delta(state, copy)
+            loading = Loading(state, copy)
+            loading.prepare()
+            try:
+                _name_delta(state, copy, name, own)
+            except BaseException:
+                loading.undo()
+                raise
+            loading.finish()
         except BaseException:
-            if state.manifest is not found:
-                # Memory has a part of it, as whole rows: applied again, it has all.
-                with contextlib.suppress(Error, OSError):
-                    commit(state, **{k: v for k, v in vars(found).items() if k != "clock_high"})
-            if state.manifest.sequence == found.sequence:
+            if state.manifest is found:
                 drop_file(state, own)
             raise
         finally:
@@ -214,7 +217,9 @@ def _advance(state: StoreState, found: Manifest, target: tuple[Any, ...]) -> boo
     except (OSError, Error):
         return False
     for reader in readers:
-        load_delta(state, reader)
+        loading = Loading(state, reader)
+        loading.prepare()
+        loading.finish()
     state.manifest, state.read_position = found, target
     return True
 

@@ -36,12 +36,15 @@ class Budget:
     ----------
     is_full : bool
         Memory is over its limit and the overflow tier takes no more: no new ids.
+    is_held : bool
+        No row may leave memory now; whoever sets it settles afterwards.
     """
 
     def __init__(self, state: StoreState, limit: int) -> None:
         self._state = state
         self.limit = limit
         self.is_full = False
+        self.is_held = False
 
     def used(self) -> int:
         """Bytes of rows and index in memory, over all tables."""
@@ -59,6 +62,8 @@ class Budget:
         Rows that are in a delta or a snapshot go first, and only then those whose last state is
         nowhere else on disk but in the call log, if there is one.
         """
+        if self.is_held:
+            return
         used = self.used()
         if used <= self.limit:
             self.is_full = False

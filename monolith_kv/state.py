@@ -58,6 +58,7 @@ class Room(Protocol):
     """What keeps rows in memory within a limit; see budget.Budget."""
 
     is_full: bool
+    is_held: bool
 
     def used(self) -> int:
         """Bytes in memory."""

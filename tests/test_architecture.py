@@ -61,7 +61,7 @@ PYTHON_RANKS = [
     ["table", "storage.replay"],
     ["storage.recovery"],
     ["sealing", "stats", "verifying"],
-    ["checkpoint", "opening", "restoring"],
+    ["checkpoint", "delta_loading", "opening", "restoring"],
     ["applying", "maintenance", "salvaging"],
     ["store_handle"],
     ["store"],

@@ -248,7 +248,7 @@ def _load_delta(state: StoreState, manifest: Manifest, named: Mapping[str, Any])
 
 
 def load_delta(state: StoreState, reader: delta_log.DeltaReader) -> None:
-    """Apply a delta's records to memory; whole rows, so a delta applied twice does no harm."""
+    """Apply a delta's records to a state that nobody sees yet; after an error it is of no use."""
     sync_tables(state, reader.meta["tables"], reader.path)
     by_id = {entry.id: entry for entry in state.tables.values()}
     awaited = await_sightings(state)
@@ -314,14 +314,24 @@ def load_sightings(
     count_sightings(entry, data, path)
 
 
+def check_sightings(entry: TableEntry, data: bytes, path: str) -> None:
+    """Raise CorruptionError where sightings could not be counted; nothing is."""
+    try:
+        entry.core.check_sightings(data)
+    except ValueError as error:
+        raise _bad_sightings(entry, path, error) from error
+
+
+def _bad_sightings(entry: TableEntry, path: str, error: ValueError) -> CorruptionError:
+    return CorruptionError(f"{path}: sightings of table {entry.schema.name}: {error}", path)
+
+
 def count_sightings(entry: TableEntry, data: bytes, path: str) -> None:
     """Count sightings that a file holds at a table's gate."""
     try:
         entry.core.see(data, False)
     except ValueError as error:
-        raise CorruptionError(
-            f"{path}: sightings of table {entry.schema.name}: {error}", path
-        ) from error
+        raise _bad_sightings(entry, path, error) from error
 
 
 def load_pending(state: StoreState, by_table: Mapping[int, bytes]) -> None:

@@ -13,7 +13,8 @@ from faulty import Killed, broken_disk, faults, no_space
 from model import ManualClock
 
 import monolith_kv as mkv
-from monolith_kv import applying
+from monolith_kv import applying, delta_loading
+from monolith_kv.delta_loading import Loading
 
 
 @pytest.fixture
@@ -152,22 +153,68 @@ def test_a_replica_stands_at_a_delta_only_when_it_has_its_rows(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, dict[str, Any], int]] = []
-    load = applying.load_delta
+    finish = Loading.finish
 
-    def watch(*arguments: Any) -> None:
+    def watch(loading: Loading) -> None:
         seen.append((replica.sequence, dict(replica.cursor), len(replica.tables)))
-        load(*arguments)
+        finish(loading)
+        seen.append((replica.sequence, dict(replica.cursor), len(replica.table("t"))))
 
-    monkeypatch.setattr(applying, "load_delta", watch)
+    monkeypatch.setattr(Loading, "finish", watch)
     with (
         mkv.open(folder / "primary", delta_interval=None) as primary,
         mkv.open(folder / "replica", mode="replica", delta_interval=None) as replica,
     ):
         primary.create_table("t", 1).upsert(u64([1]), ones(1)[:, :1].copy())
         assert replica.apply(primary.seal(cursor={"offset": 1}))
-        assert seen == [(0, {}, 0)]
+        assert seen == [(0, {}, 1), (0, {}, 1)]
         assert (replica.sequence, dict(replica.cursor), len(replica.table("t"))) == (
             1,
             {"offset": 1},
             1,
         )
+
+
+@pytest.mark.parametrize("limit", [None, "1KiB"])
+@pytest.mark.parametrize("record", range(4))
+def test_memory_that_ends_while_rows_are_loaded_leaves_the_replica_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: Any, record: int
+) -> None:
+    options = {"delta_interval": None, "memory_limit": limit}
+    with mkv.open(folder / "primary", **options) as store:
+        for name in ("a", "b"):
+            store.create_table(name, 2).upsert(u64(range(500)), ones(500))
+        first = store.seal()
+        for name in ("a", "b"):
+            store.table(name).upsert(u64(range(300, 800)), 2 * ones(500))
+            store.table(name).remove(u64(range(100)))
+        store.create_table("c", 2).upsert(u64([1]), ones(1))
+        store.table("a").configure(ttl="1d")
+        store.drop_table("b")
+        second, digest = store.seal(), store.digest()
+    with mkv.open(folder / "replica", mode="replica", **options) as replica:
+        replica.apply(first)
+        before, calls = replica.digest(), iter(range(10))
+
+        def load_rows(*arguments: Any) -> None:
+            load(*arguments)
+            if next(calls) == record:
+                raise MemoryError
+
+        load = delta_loading.load_rows
+        with monkeypatch.context() as patch:
+            patch.setattr(delta_loading, "load_rows", load_rows)
+            if record < 2:
+                with pytest.raises(MemoryError):
+                    replica.apply(second)
+            else:  # After the last rows: the disk is full when the delta is named.
+                patch.setattr(
+                    applying, "commit", lambda *_, **__: (_ for _ in ()).throw(no_space())
+                )
+                with pytest.raises(OSError):
+                    replica.apply(second)
+        assert (replica.digest(), replica.sequence, set(replica.tables)) == (before, 1, {"a", "b"})
+        assert replica.verify() == []
+        assert replica.apply(second)
+        assert replica.digest() == digest
+        assert replica.verify() == []
