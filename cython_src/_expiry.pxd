@@ -17,7 +17,8 @@ cdef status_t shard_expired(
     uint64_t* next_position
 ) noexcept nogil
 # Remove those of a batch that are expired still; append them to `removed`.
-cdef status_t shard_expire(
+# Room was promised, and reserved in `removed`.
+cdef void shard_expire(
     Shard* shard, const Batch* batch, size_t number, unix_s_t now, Buffer* removed) noexcept nogil
 # Close sparse slabs: shard_shrink then moves their rows away. How many slabs.
 cdef uint64_t shard_shrink_begin(Shard* shard) noexcept nogil

@@ -30,7 +30,6 @@ from monolith_kv._row cimport row_is_cold, row_time
 from monolith_kv._shard cimport (
     Shard,
     locked_remove,
-    locked_reserve,
     shared_header,
 )
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t, unix_s_t
@@ -67,24 +66,19 @@ cdef status_t shard_expired(
     return STATUS_OK if status == STATUS_OK else STATUS_OUT_OF_MEMORY
 
 
-cdef status_t shard_expire(
+cdef void shard_expire(
     Shard* shard, const Batch* batch, size_t number, unix_s_t now, Buffer* removed
 ) noexcept nogil:
     cdef size_t i
     cdef uint32_t position
     cdef row_t* cell
     cdef fid_t fid
-    cdef size_t count = batch.starts[number + 1] - batch.starts[number]
-    cdef status_t status
-    if buffer_reserve(removed, count * sizeof(fid_t)) != STATUS_OK:
-        return STATUS_OUT_OF_MEMORY
     lock_alone(&shard.lock)
-    status = locked_reserve(shard, count)
     for i in range(batch.starts[number], batch.starts[number + 1]):
         position = batch.order[i]
         fid = batch.fids[position]
         cell = cuckoo_find_one(&shard.index, fid, batch.hashes[position])
-        if status != STATUS_OK or cell == NULL or row_is_cold(cell[0]):
+        if cell == NULL or row_is_cold(cell[0]):
             continue
         # Again: the row may have been renewed since it was found expired.
         if is_expired(
@@ -93,7 +87,6 @@ cdef status_t shard_expire(
             buffer_append_u64(removed, fid)
             shard.counters.expired += 1
     lock_leave(&shard.lock)
-    return status
 
 
 # --- giving memory back ----------------------------------------------------------------------

@@ -5,7 +5,7 @@ import numpy as np
 from libc.stdint cimport uint8_t, uint64_t
 
 from monolith_kv._batch cimport Batch, batch_destroy
-from monolith_kv._buffer cimport Buffer, buffer_init
+from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve
 from monolith_kv._codec cimport record_fid
 from monolith_kv._core cimport Core, batch_of, raise_status, take_bytes, take_fids, whole_seconds
 from monolith_kv._expiry cimport (
@@ -16,6 +16,7 @@ from monolith_kv._expiry cimport (
     shard_shrink_end,
 )
 from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_fid, hash_shard
+from monolith_kv._shard cimport shards_promise, shards_promise_end
 from monolith_kv._tier cimport (
     shard_apply,
     shard_apply_removals,
@@ -202,8 +203,15 @@ cdef class Records(Core):
         batch_of(&batch, ids)
         with nogil:
             self.barrier.enter()
-            for shard in range(SHARDS):
-                status |= shard_expire(&self.shards[shard], &batch, shard, now_s, &removed)
+            status = buffer_reserve(&removed, batch.starts[SHARDS] * sizeof(uint64_t))
+            if status == STATUS_OK:
+                status = shards_promise(self.shards, &batch)
+            if status == STATUS_OK:
+                for shard in range(SHARDS):
+                    shard_expire(&self.shards[shard], &batch, shard, now_s, &removed)
+                shards_promise_end(self.shards, &batch)
+            else:
+                buffer_free(&removed)
             self.barrier.leave()
             batch_destroy(&batch)
         raise_status(status)

@@ -89,6 +89,7 @@ cdef struct Shard:
     RowDigest digest               # of cold rows and of all others that are not ROW_UNSUMMED
     uint64_t cold_rows             # stored atomically: read without the lock
     Counters counters
+    size_t promised                # rows that calls under way may change: room is reserved
     Buffer touched                 # fids; some may be there twice
     uint64_t touched_flag          # which of the two touched bits is today's
     bint is_sealing
@@ -120,6 +121,10 @@ cdef void group_prefetch(
     const Shard* shard, const Group* group, bint embedding, bint state, bint header
 ) noexcept nogil
 cdef status_t locked_reserve(Shard* shard, size_t rows) noexcept nogil
+# Reserve for a whole batch: a call fails before its first change, or not for want of room. Between
+# these two, with the barrier held, all rows of the batch may be changed.
+cdef status_t shards_promise(Shard* shards, const Batch* batch) noexcept nogil
+cdef void shards_promise_end(Shard* shards, const Batch* batch) noexcept nogil
 cdef void locked_before_change(Shard* shard, fid_t fid, row_t row) noexcept nogil
 cdef void locked_sum(Shard* shard, fid_t fid, row_t row) noexcept nogil
 cdef void locked_sum_all(Shard* shard) noexcept nogil

@@ -30,9 +30,9 @@ from monolith_kv._cuckoo cimport (
     cuckoo_insert,
 )
 from monolith_kv._digest cimport RowDigest, digest_add, digest_row, digest_subtract
-from monolith_kv._hashing cimport hash_fid
+from monolith_kv._hashing cimport SHARDS, hash_fid
 from monolith_kv._initializers cimport initializer_fill
-from monolith_kv._lock cimport lock_create, lock_destroy
+from monolith_kv._lock cimport lock_alone, lock_create, lock_destroy, lock_leave
 from monolith_kv._optimizers cimport optimizer_initial_state
 from monolith_kv._pages cimport Pages
 from monolith_kv._row cimport (
@@ -83,7 +83,10 @@ cdef void shard_destroy(Shard* shard) noexcept nogil:
 
 cdef status_t locked_reserve(Shard* shard, size_t rows) noexcept nogil:
     """Make room for what changing `rows` rows appends, so that no change stops half-way."""
-    if buffer_reserve(&shard.touched, rows * sizeof(fid_t)) != STATUS_OK:
+    rows += shard.promised
+    # The list of a seal under way has its room in the next one: giving up must not fail.
+    if buffer_reserve(
+            &shard.touched, rows * sizeof(fid_t) + shard.seal_fids.count) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
     if shard.is_sealing and buffer_reserve(
             &shard.seal_saved, rows * shard.policy.record_bytes) != STATUS_OK:
@@ -92,6 +95,37 @@ cdef status_t locked_reserve(Shard* shard, size_t rows) noexcept nogil:
             &shard.snapshot_saved, rows * shard.policy.record_bytes) != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
     return STATUS_OK
+
+
+cdef status_t shards_promise(Shard* shards, const Batch* batch) noexcept nogil:
+    cdef size_t number
+    cdef status_t status
+    for number in range(SHARDS):
+        lock_alone(&shards[number].lock)
+        status = locked_reserve(&shards[number], batch_rows(batch, number))
+        if status == STATUS_OK:
+            shards[number].promised += batch_rows(batch, number)
+        lock_leave(&shards[number].lock)
+        if status != STATUS_OK:
+            promises_end(shards, batch, number)
+            return status
+    return STATUS_OK
+
+
+cdef void shards_promise_end(Shard* shards, const Batch* batch) noexcept nogil:
+    promises_end(shards, batch, SHARDS)
+
+
+cdef void promises_end(Shard* shards, const Batch* batch, size_t end) noexcept nogil:
+    cdef size_t number
+    for number in range(end):
+        lock_alone(&shards[number].lock)
+        shards[number].promised -= batch_rows(batch, number)
+        lock_leave(&shards[number].lock)
+
+
+cdef inline size_t batch_rows(const Batch* batch, size_t number) noexcept nogil:
+    return batch.starts[number + 1] - batch.starts[number]
 
 
 cdef void locked_pack(const Shard* shard, fid_t fid, row_t row, uint8_t* out) noexcept nogil:

@@ -31,7 +31,7 @@ from monolith_kv._core cimport (
     whole_seconds,
 )
 from monolith_kv._finite cimport floats_finite
-from monolith_kv._hashing cimport SHARDS
+from monolith_kv._hashing cimport SHARDS, hash_fid, hash_shard
 from monolith_kv._lock cimport lock_alone, lock_leave
 from monolith_kv._pooling cimport pool_bags
 from monolith_kv._read cimport (
@@ -43,11 +43,18 @@ from monolith_kv._read cimport (
     shards_timestamps,
     shards_try_share,
 )
-from monolith_kv._shard cimport Shard
+from monolith_kv._shard cimport Shard, shards_promise, shards_promise_end
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
+from monolith_kv._tier cimport shard_put_back
 from monolith_kv._types cimport STATUS_NOT_NUMBERS, STATUS_OK, fid_t, status_t, unix_s_t
 from monolith_kv._views cimport Views
-from monolith_kv._write cimport shard_insert, shards_push, shard_remove, shards_upsert
+from monolith_kv._write cimport (
+    shard_insert,
+    shard_remove,
+    shard_upsert_new,
+    shards_push,
+    shards_upsert,
+)
 
 from monolith_kv._core import Barrier
 
@@ -164,11 +171,21 @@ cdef class TableCore(Views):
             self.barrier.enter()
             status = shards_pull(
                 self.shards, fids, count, &out[0, 0], now_s, may_insert, &inserted)
+            if status != STATUS_OK:
+                self.forget(&inserted)
             self.barrier.leave()
-        if status != STATUS_OK:
-            buffer_free(&inserted)
         raise_status(status)
         return take_fids(&inserted)
+
+    cdef void forget(self, Buffer* inserted) noexcept nogil:
+        """Take rows out again that a call has inserted before its memory ended; frees the list."""
+        cdef const fid_t* fids = <const fid_t*>inserted.data
+        cdef uint64_t hashed
+        cdef size_t i
+        for i in range(inserted.count // sizeof(fid_t)):
+            hashed = hash_fid(fids[i])
+            shard_put_back(&self.shards[hash_shard(hashed)], fids[i], hashed, NULL)
+        buffer_free(inserted)
 
     def insert(self, const uint64_t[::1] ids, double now):
         cdef Batch batch
@@ -239,6 +256,29 @@ cdef class TableCore(Views):
                 batch_destroy(&batch)
         raise_status(status)
 
+    def upsert_new(self, const uint64_t[::1] ids, const float[:, ::1] rows, double now):
+        cdef Batch batch
+        cdef Buffer inserted
+        cdef size_t shard
+        cdef unix_s_t now_s = whole_seconds(now)
+        cdef status_t status
+        buffer_init(&inserted)
+        if ids.shape[0]:
+            batch_of(&batch, ids)
+            with nogil:
+                status = check_numbers(&rows[0, 0], rows.shape[0] * self.policy.dim)
+                self.barrier.enter()
+                for shard in range(SHARDS):
+                    if status == STATUS_OK:
+                        status = shard_upsert_new(
+                            &self.shards[shard], &batch, shard, &rows[0, 0], now_s, &inserted)
+                if status != STATUS_OK:
+                    self.forget(&inserted)
+                self.barrier.leave()
+                batch_destroy(&batch)
+            raise_status(status)
+        return take_fids(&inserted)
+
     def check_upsert(self, const float[:, ::1] rows):
         cdef status_t status = STATUS_OK
         with nogil:
@@ -254,8 +294,11 @@ cdef class TableCore(Views):
         batch_of(&batch, ids)
         with nogil:
             self.barrier.enter()
-            for shard in range(SHARDS):
-                status |= shard_remove(&self.shards[shard], &batch, shard, &removed)
+            status = shards_promise(self.shards, &batch)
+            if status == STATUS_OK:
+                for shard in range(SHARDS):
+                    shard_remove(&self.shards[shard], &batch, shard, &removed)
+                shards_promise_end(self.shards, &batch)
             self.barrier.leave()
             batch_destroy(&batch)
         raise_status(status)

@@ -25,7 +25,7 @@ cdef status_t shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil
 # End the view; `saved` takes the records that were saved.
 cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil
 # End the view; everything in it counts as touched again.
-cdef status_t shard_seal_abort(Shard* shard) noexcept nogil
+cdef void shard_seal_abort(Shard* shard) noexcept nogil
 # Count ids, there or not, as touched: their last state is in no delta yet.
 cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexcept nogil
 

@@ -137,18 +137,23 @@ cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil:
     lock_leave(&shard.lock)
 
 
-cdef status_t shard_seal_abort(Shard* shard) noexcept nogil:
+cdef void shard_seal_abort(Shard* shard) noexcept nogil:
     cdef const fid_t* fids = <const fid_t*>shard.seal_fids.data
     cdef size_t count = shard.seal_fids.count // sizeof(fid_t)
     cdef size_t i
     cdef row_t* cell
-    cdef status_t status
     lock_alone(&shard.lock)
-    # One more list entry an id is the most that this adds; ids twice in it do no harm.
-    status = buffer_reserve(&shard.touched, shard.seal_fids.count)
-    for i in range(count if status == STATUS_OK else 0):
+    # Nothing was changed since, and nothing promised: or else locked_reserve has made room. Ids
+    # twice in the list do no harm.
+    if shard.touched.count + shard.seal_fids.count > shard.touched.capacity:
+        buffer_free(&shard.touched)
+        shard.touched = shard.seal_fids
+        buffer_init(&shard.seal_fids)
+    elif count:
+        memcpy(
+            buffer_extend(&shard.touched, shard.seal_fids.count), fids, shard.seal_fids.count)
+    for i in range(count):
         cell = cuckoo_find_one(&shard.index, fids[i], hash_fid(fids[i]))
-        buffer_append_u64(&shard.touched, fids[i])
         if cell == NULL:
             continue
         cell_clear(shard, cell, seal_flag(shard))
@@ -156,12 +161,10 @@ cdef status_t shard_seal_abort(Shard* shard) noexcept nogil:
             cell[0] |= <row_t>shard.touched_flag
         else:
             arena_header(&shard.arena, cell[0])[0] |= shard.touched_flag
-    if status == STATUS_OK:
-        buffer_free(&shard.seal_saved)
-        buffer_free(&shard.seal_fids)
-        shard.is_sealing = False
+    buffer_free(&shard.seal_saved)
+    buffer_free(&shard.seal_fids)
+    shard.is_sealing = False
     lock_leave(&shard.lock)
-    return status
 
 
 cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexcept nogil:

@@ -128,13 +128,11 @@ cdef class Views(Records):
 
     def seal_abort(self):
         cdef size_t shard
-        cdef status_t status = STATUS_OK
         with nogil:
             self.barrier.enter()
             for shard in range(SHARDS):
-                status |= shard_seal_abort(&self.shards[shard])
+                shard_seal_abort(&self.shards[shard])
             self.barrier.leave()
-        raise_status(status)
 
     def touched_fids(self):
         cdef Shard* shard

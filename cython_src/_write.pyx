@@ -5,6 +5,7 @@ from libc.string cimport memcpy
 
 from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
 from monolith_kv._batch cimport Batch
+from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
 from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find_one
 from monolith_kv._hashing cimport SHARDS
 from monolith_kv._lock cimport lock_alone, lock_leave, lock_pass
@@ -24,8 +25,17 @@ from monolith_kv._shard cimport (
     locked_reserve,
     locked_touch,
     shard_enter_alone,
+    shards_promise,
+    shards_promise_end,
 )
-from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t, unix_s_t
+from monolith_kv._types cimport (
+    STATUS_OK,
+    STATUS_OUT_OF_MEMORY,
+    fid_t,
+    row_t,
+    status_t,
+    unix_s_t,
+)
 
 cdef extern from "stream.h" nogil:
     bint mkv_streams(const float* target, size_t floats)
@@ -83,32 +93,31 @@ cdef status_t shards_push(
     cdef uint32_t left = ALL_SHARDS
     cdef size_t number
     cdef bint is_patient
-    cdef status_t status = STATUS_OK
+    if shards_promise(shards, batch) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
     now = row_clamp_time(now)
     for is_patient in range(2):
         for number in range(SHARDS):
             if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
-                status |= locked_push(&shards[number], batch, number, gradients, now)
+                locked_push(&shards[number], batch, number, gradients, now)
                 lock_leave(&shards[number].lock)
                 left ^= <uint32_t>1 << number
-    return status
+    shards_promise_end(shards, batch)
+    return STATUS_OK
 
 
-cdef status_t locked_push(
+cdef void locked_push(
     Shard* shard, const Batch* batch, size_t number, const float** gradients, unix_s_t now
 ) noexcept nogil:
     cdef size_t start = batch.starts[number]
     cdef size_t end = batch.starts[number + 1]
     cdef Group group
-    cdef status_t status = locked_reserve(shard, end - start)
-    while start < end and status == STATUS_OK:
+    while start < end:
         group_fill(shard, batch, start, step_end(start, end), &group)
         locked_push_group(shard, &group, gradients, now)
         start += group.count
         if start < end:
             lock_pass(&shard.lock)
-            status = locked_reserve(shard, end - start)
-    return status
 
 
 cdef float* locked_about_to_set(Shard* shard, fid_t fid, row_t row, unix_s_t now) noexcept nogil:
@@ -133,7 +142,9 @@ cdef status_t shards_upsert(
     cdef uint32_t left = ALL_SHARDS
     cdef size_t number
     cdef bint is_patient
-    cdef status_t status = STATUS_OK
+    cdef status_t status = shards_promise(shards, batch)
+    if status != STATUS_OK:
+        return status
     now = row_clamp_time(now)
     for is_patient in range(2):
         for number in range(SHARDS):
@@ -141,6 +152,7 @@ cdef status_t shards_upsert(
                 status |= locked_upsert(&shards[number], batch, number, rows, now)
                 lock_leave(&shards[number].lock)
                 left ^= <uint32_t>1 << number
+    shards_promise_end(shards, batch)
     return status
 
 
@@ -150,14 +162,13 @@ cdef status_t locked_upsert(
     cdef size_t start = batch.starts[number]
     cdef size_t end = batch.starts[number + 1]
     cdef Group group
-    cdef status_t status = locked_reserve(shard, end - start)
+    cdef status_t status = STATUS_OK
     while start < end and status == STATUS_OK:
         group_fill(shard, batch, start, step_end(start, end), &group)
         status = locked_upsert_group(shard, &group, rows, now)
         start += group.count
         if start < end and status == STATUS_OK:
             lock_pass(&shard.lock)
-            status = locked_reserve(shard, end - start)
     return status
 
 
@@ -229,7 +240,32 @@ cdef status_t shard_insert(
     return status
 
 
-cdef status_t shard_remove(
+cdef status_t shard_upsert_new(
+    Shard* shard, const Batch* batch, size_t number, const float* rows, unix_s_t now,
+    Buffer* inserted
+) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef status_t status
+    now = row_clamp_time(now)
+    lock_alone(&shard.lock)
+    status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
+    status |= buffer_reserve(
+        inserted, (batch.starts[number + 1] - batch.starts[number]) * sizeof(fid_t))
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        if status == STATUS_OK and cuckoo_find_one(
+                &shard.index, batch.fids[position], batch.hashes[position]) == NULL:
+            status = locked_new_row(
+                shard, batch.fids[position], batch.hashes[position],
+                rows + <size_t>position * shard.policy.dim, now)
+            if status == STATUS_OK:
+                buffer_append_u64(inserted, batch.fids[position])
+    lock_leave(&shard.lock)
+    return status
+
+
+cdef void shard_remove(
     Shard* shard, const Batch* batch, size_t number, uint64_t* removed
 ) noexcept nogil:
     cdef size_t start = batch.starts[number]
@@ -237,10 +273,8 @@ cdef status_t shard_remove(
     cdef size_t i
     cdef row_t* cell
     cdef Group group
-    cdef status_t status
     lock_alone(&shard.lock)
-    status = locked_reserve(shard, end - start)
-    while start < end and status == STATUS_OK:
+    while start < end:
         group_fill(shard, batch, start, end, &group)
         for i in range(group.count):
             # Again, for the same id may be in the group twice.
@@ -251,4 +285,3 @@ cdef status_t shard_remove(
                 shard.counters.removed += 1
         start += group.count
     lock_leave(&shard.lock)
-    return status

@@ -6,7 +6,7 @@ raises; a call that was acknowledged is as durable as the store was opened for.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from monolith_kv.budget import promote
 from monolith_kv.errors import ClosedError, Error, StoreFullError
-from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.state import NO_RECORDS, StoreState, TableEntry
 from monolith_kv.storage.call_log import CallLogWriter
 
 Fids = NDArray[np.uint64]
@@ -43,7 +43,7 @@ def pull(state: StoreState, entry: TableEntry, ids: Fids, out: Rows | None) -> R
         try:
             return log.insert(entry.id, now, inserted)
         except BaseException:
-            core.remove(inserted)
+            core.put_back(NO_RECORDS, inserted)
             raise
 
     _serially(state, entry, ids, call)
@@ -66,8 +66,9 @@ def push(state: StoreState, entry: TableEntry, ids: Fids, gradients: Rows) -> No
         if log is not None and len(ids):
             core.check_push(ids, gradients)
             offset = log.push(entry.id, now, ids, gradients)
+        with taking_back(state, log, offset):
             _begin_sync(state, log)
-        core.push(ids, gradients, now)
+            core.push(ids, gradients, now)
         return offset
 
     _serially(state, entry, ids, call)
@@ -94,8 +95,14 @@ def upsert(state: StoreState, entry: TableEntry, ids: Fids, rows: Rows) -> None:
         if log is not None and len(ids):
             core.check_upsert(rows)
             offset = log.upsert(entry.id, now, ids, rows)
+        with taking_back(state, log, offset):
             _begin_sync(state, log)
-        core.upsert(ids, rows, now)
+            inserted = core.upsert_new(ids, rows, now)
+            try:
+                core.upsert(ids, rows, now)
+            except BaseException:
+                core.put_back(NO_RECORDS, inserted)
+                raise
         return offset
 
     _serially(state, entry, ids, call)
@@ -113,20 +120,32 @@ def remove(state: StoreState, entry: TableEntry, ids: Fids) -> int:
     def call(log: CallLogWriter | None) -> int:
         nonlocal removed
         offset = log.remove(entry.id, ids) if log is not None and len(ids) else 0
-        removed = core.remove(ids)
+        with taking_back(state, log, offset):
+            removed = core.remove(ids)
         return offset
 
     _serially(state, entry, ids, call)
     return removed
 
 
-def log_schema(state: StoreState, write: Callable[[CallLogWriter], int]) -> None:
-    """Log a change of schemas, durably as the store was opened for. Under the mutex."""
+def log_schema(
+    state: StoreState,
+    write: Callable[[CallLogWriter], int],
+    change: Callable[[], None] = lambda: None,
+) -> None:
+    """Log a change of schemas and make it, durably as the store was opened for. Under the mutex.
+
+    Notes
+    -----
+    `change` is what may fail of it; the change is in log and memory then, or in neither.
+    """
     log = state.open_log()
-    if log is not None:
-        acknowledge(state, log, log_call(state, log, write))
-    else:
+    offset = 0 if log is None else log_call(state, log, write)
+    with taking_back(state, log, offset):
+        change()
+    if log is None:
         state.mark_unsealed()
+    acknowledge(state, log, offset)
 
 
 def log_call(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWriter], int]) -> int:
@@ -135,6 +154,20 @@ def log_call(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWrite
         return call(log)
     except BaseException as error:
         state.note_failure(log, error)
+        raise
+
+
+@contextlib.contextmanager
+def taking_back(state: StoreState, log: CallLogWriter | None, offset: int) -> Iterator[None]:
+    """Make a call that was logged; where it fails it is in neither. Under the mutex."""
+    try:
+        yield
+    except BaseException as error:
+        if log is not None and offset:
+            try:
+                log.take_back(offset)
+            finally:
+                state.note_failure(log, error)
         raise
 
 
@@ -150,9 +183,9 @@ def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> No
         raise
 
 
-def _begin_sync(state: StoreState, log: CallLogWriter) -> None:
+def _begin_sync(state: StoreState, log: CallLogWriter | None) -> None:
     """Let the disk work while memory is changed."""
-    if state.settings.durability == "sync":
+    if log is not None and state.settings.durability == "sync":
         log.begin_sync()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.budget import promote, read_cold
-from monolith_kv.calls import acknowledge, log_call
+from monolith_kv.calls import acknowledge, log_call, taking_back
 from monolith_kv.published import Compaction
 from monolith_kv.state import StoreState, TableEntry
 
@@ -156,10 +156,12 @@ class Compactor:
                     promote(state, entry, gone)
                     fids = np.concatenate([fids, gone])
                 log = state.open_log()
+                offset = 0
                 if log is not None and len(fids):
                     removing = fids
-                    log_call(state, log, lambda log: log.remove(entry.id, removing))
-                removed = len(core.expire(fids, now))
+                    offset = log_call(state, log, lambda log: log.remove(entry.id, removing))
+                with taking_back(state, log, offset):
+                    removed = len(core.expire(fids, now))
         else:
             fids, _, cursor = core.expired(step.cursor, now)
             removed = len(core.expire(fids, now))

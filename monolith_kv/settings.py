@@ -67,8 +67,11 @@ def configure(state: StoreState, entry: TableEntry, schema: TableSchema) -> None
     """Log and make a change of a table's settings. Under the mutex."""
     if schema == entry.schema:
         return
-    calls.log_schema(state, lambda log: log.configure(entry.id, schema.to_json()))
-    state.change_schema(entry, schema)
+    calls.log_schema(
+        state,
+        lambda log: log.configure(entry.id, schema.to_json()),
+        lambda: state.change_schema(entry, schema),
+    )
     state.schema_changed = True
 
 

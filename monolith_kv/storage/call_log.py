@@ -210,6 +210,10 @@ class CallLogWriter:
         """Log that a snapshot was taken here, as JSON."""
         return self._log.append(RecordKind.MARK, encode_json(settings))
 
+    def take_back(self, offset: int) -> None:
+        """Cut off the last call, for which `offset` was returned: it could not be made."""
+        self._log.take_back(offset)
+
     def coming(self) -> AbstractContextManager[None]:
         """Tell those who are about to flush that it is worth to wait for this caller's call."""
         return self._log.coming()

@@ -108,6 +108,7 @@ class LogWriter:
             files.remove_quietly(temporary)
             raise
         self._end = self._durable = HEADER_BYTES
+        self._before = self._end, self._previous, 0  # The last record.
 
     @property
     def end(self) -> int:
@@ -178,6 +179,24 @@ class LogWriter:
                 with contextlib.suppress(Error):  # Noted: whoever waits for it is told.
                     self._flush()
 
+    def take_back(self, offset: int) -> None:
+        """Cut off the record for which `append` returned `offset`, the last one.
+
+        Notes
+        -----
+        For a call that could not be made after all, and was not acknowledged. A log that cannot be
+        cut is given up.
+        """
+        with self._turn:
+            while self._flushing:  # What it makes durable would be taken for the next record.
+                self._turn.wait()
+            self._check()
+            if offset != self._end:
+                raise Error(f"{self.path} ends at {self._end}, not at {offset}")
+            self._end, self._previous, self.records = self._before
+            self._durable = min(self._durable, self._end)
+            self._cut_back()
+
     def sync(self, offset: int | None = None) -> None:
         """Return when everything below `offset` is on stable storage; threads share flushes.
 
@@ -193,7 +212,7 @@ class LogWriter:
         """
         with self._turn:
             target = self._end if offset is None else offset
-            while self._durable < target:
+            while self._durable < min(target, self._end):  # The last record may be taken back.
                 self._check()
                 if self._flushing:
                     self._turn.wait()
@@ -258,6 +277,7 @@ class LogWriter:
         except BaseException:
             self._cut_back()
             raise
+        self._before = self._end, self._previous, self.records
         self._end, self._previous, self.records = end, previous, records
         return end
 

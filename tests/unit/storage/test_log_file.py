@@ -451,3 +451,18 @@ def test_a_reader_beside_the_writer_sees_what_was_there(folder: Path) -> None:
         assert len(list(again)) == 2
         assert again.is_closed
         assert again.meta == {"records": 2}
+
+
+def test_a_record_that_is_taken_back_is_in_no_file_and_no_chain(folder: Path) -> None:
+    log = begin(folder)
+    append(log)
+    offset = append(log, b"\x66" * 50)
+    log.sync()
+    log.take_back(offset)
+    assert log.end == log.durable == (folder / "log").stat().st_size
+    append(log, b"\x77" * 50)
+    log.sync(offset + 1_000)  # Of a record that is gone: nothing to wait for.
+    assert read(folder) == ([PAYLOAD, b"\x77" * 50], None)
+    with pytest.raises(mkv.Error, match="ends at"):
+        log.take_back(offset - 8)
+    log.close()
