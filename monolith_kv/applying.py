@@ -6,6 +6,7 @@ Memory comes along: wholly, or not at all where that fails.
 """
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from monolith_kv.catalog import commit, drop_file
@@ -216,10 +217,19 @@ def _advance(state: StoreState, found: Manifest, target: tuple[Any, ...]) -> boo
             _verify(state, reader)
     except (OSError, Error):
         return False
-    for reader in readers:
+    for reader, entry in zip(readers, later, strict=True):
         loading = Loading(state, reader)
         loading.prepare()
         loading.finish()
+        # Where the next one fails the reader stands here, and goes on from here.
+        known, cursor = state.manifest, reader.meta["cursor"]
+        state.manifest = replace(
+            known,
+            lineage=reader.lineage.truncated(entry["sequence"]),
+            sequence=entry["sequence"],
+            cursor=known.cursor if cursor is None else cursor,
+            deltas=[*known.deltas, entry],
+        )
     state.manifest, state.read_position = found, target
     return True
 

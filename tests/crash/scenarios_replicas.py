@@ -107,6 +107,7 @@ def refreshing(world: World) -> list[Step]:
     keep()
     writer_world.push("item", 0, 20)
     writer.seal()
+    keep()
     writer_world.upsert("item", 100, 20)
     writer.seal()
     keep()
@@ -124,7 +125,7 @@ def refreshing(world: World) -> list[Step]:
         with_shim_paused(lambda: swap(folders[number], files_are))
         world.store.refresh()
 
-    return [Step("refresh", lambda n=number: refresh(n)) for number in (1, 2, 3)]
+    return [Step("refresh", lambda n=number: refresh(n)) for number in (1, 2, 3, 4)]
 
 
 def swap(source: Path, target: Path) -> None:

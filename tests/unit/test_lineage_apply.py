@@ -218,3 +218,31 @@ def test_memory_that_ends_while_rows_are_loaded_leaves_the_replica_as_it_was(
         assert replica.apply(second)
         assert replica.digest() == digest
         assert replica.verify() == []
+
+
+def test_a_reader_whose_memory_ends_stands_at_a_delta_and_goes_on_from_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mkv.open(folder / "s", delta_interval=None) as store:
+        table = store.create_table("t", 2)
+        store.seal()
+        with mkv.open(folder / "s", mode="r") as reader:
+            digests = []
+            for offset in range(3):
+                table.upsert(u64([offset]), ones(1))
+                store.seal(cursor={"offset": offset})
+                digests.append(store.digest())
+            prepare, calls = Loading.prepare, iter(range(10))
+
+            def second_fails(loading: Loading) -> None:
+                if next(calls) == 1:
+                    raise MemoryError
+                prepare(loading)
+
+            monkeypatch.setattr(Loading, "prepare", second_fails)
+            with pytest.raises(MemoryError):
+                reader.refresh()
+            assert (reader.sequence, reader.cursor["offset"]) == (2, 0)
+            assert reader.digest() == digests[0]
+            assert reader.refresh()
+            assert (reader.sequence, reader.digest()) == (4, digests[2])
