@@ -103,10 +103,10 @@ WRITING = [
         "monolith_kv/calls.py",
         "            core.check_push(ids, gradients)\n"
         "            offset = log.push(entry.id, now, ids, gradients)\n"
-        "            _begin_sync(state, log)\n        core.push(ids, gradients, now)\n",
+        "        with taking_back(state, log, offset):\n",
         "            core.push(ids, gradients, now)\n"
         "            return log.push(entry.id, now, ids, gradients)\n"
-        "        core.push(ids, gradients, now)\n",
+        "        with taking_back(state, log, offset):\n",
         f"{PROMISES}::test_a_call_that_the_log_refuses_changes_nothing",
     ),
     bug(
@@ -321,8 +321,8 @@ READING = [
         "fork-unlocks",
         "a forked child unlocks its parent's store",
         f"{STORAGE}/files.py",
-        "            if os.getpid() == self._pid:\n                fcntl.flock",
-        "            if True:\n                fcntl.flock",
+        "                if os.getpid() == self._pid:\n                    fcntl.flock",
+        "                if True:\n                    fcntl.flock",
         f"{UNIT}/storage/test_files.py::test_a_forked_child_does_not_take_the_lock_away",
     ),
     bug(
@@ -357,8 +357,8 @@ ROWS = [
         "abort-forgets",
         "what a seal that failed had found touched is not in the next one",
         "cython_src/_view.pyx",
-        "    for i in range(count if status == STATUS_OK else 0):\n",
-        "    for i in range(0 if status == STATUS_OK else count):\n",
+        "        shard.touched = shard.seal_fids\n        buffer_init(&shard.seal_fids)\n",
+        "",
         f"{UNIT}/test_sealing.py::test_a_seal_that_failed_counts_in_the_next",
     ),
     bug(
