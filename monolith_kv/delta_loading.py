@@ -56,7 +56,7 @@ class Loading:
         self._before: list[tuple[TableEntry, NDArray[np.uint8]]] = []
         self._absent: list[tuple[TableEntry, NDArray[np.uint64]]] = []
         # What is left to do: the file is not read again, since the disk may fail.
-        self._removed: list[tuple[TableEntry, NDArray[np.uint64]]] = []
+        self._removed: dict[TableEntry, NDArray[np.uint64]] = {}
         self._sightings: list[tuple[TableEntry, bytes]] = []
 
     def prepare(self) -> None:
@@ -67,6 +67,8 @@ class Loading:
                 self._add_tables()
                 for record in self._reader.records():
                     self._prepare(record)
+                for entry, fids in self._removed.items():
+                    entry.core.reserve(fids)
                 for entry, _ in self._changed:
                     state.change_schema(entry, self._schemas[entry.id])
         except BaseException:
@@ -93,7 +95,7 @@ class Loading:
         state, path = self._state, self._reader.path
         with self._unsettled():
             awaited = await_sightings(state)
-            for entry, fids in self._removed:
+            for entry, fids in self._removed.items():
                 entry.core.put_back(NO_RECORDS, fids)
             for entry, data in self._sightings:
                 load_sightings(entry, data, path, awaited)
@@ -148,8 +150,8 @@ class Loading:
             fids = np.frombuffer(record.payload, "<u8").astype(np.uint64)
             with state.mutex:
                 promote(state, entry, fids)
-            entry.core.reserve(fids)
-            self._removed.append((entry, fids))
+            # Room for all of a table's at once: what is reserved twice is there once.
+            self._removed[entry] = np.concatenate([self._removed.get(entry, NO_FIDS), fids])
         elif record.kind == RecordKind.SIGHTINGS:
             entry, data = self._entry(record), bytes(record.payload)
             check_sightings(entry, data, path)

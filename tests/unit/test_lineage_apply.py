@@ -15,6 +15,7 @@ from model import ManualClock
 import monolith_kv as mkv
 from monolith_kv import applying, delta_loading
 from monolith_kv.delta_loading import Loading
+from monolith_kv.storage import contents
 
 
 @pytest.fixture
@@ -218,6 +219,31 @@ def test_memory_that_ends_while_rows_are_loaded_leaves_the_replica_as_it_was(
         assert replica.apply(second)
         assert replica.digest() == digest
         assert replica.verify() == []
+
+
+def test_removals_in_several_records_leave_a_snapshot_under_way_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = u64(range(100_000))
+    with mkv.open(folder / "primary", delta_interval=None) as store:
+        table = store.create_table("t", 2)
+        table.upsert(ids, ones(len(ids)))
+        first, digest = store.seal(), store.digest()
+        table.remove(ids)
+        monkeypatch.setattr(contents, "RECORD_BYTES_MAX", len(ids))
+        second = store.seal()
+    with mkv.open(folder / "replica", mode="replica", delta_interval=None) as replica:
+        replica.apply(first)
+        applied: list[bool] = []
+
+        def apply(done: int, total: int) -> None:
+            if not applied:
+                applied.append(replica.apply(second))
+
+        taken = replica.snapshot(folder / "snapshot", progress=apply)
+        assert (applied, taken.rows, len(replica.table("t"))) == ([True], len(ids), 0)
+    with mkv.restore(taken.path, folder / "restored") as store:
+        assert store.digest() == digest
 
 
 def test_a_reader_whose_memory_ends_stands_at_a_delta_and_goes_on_from_there(
