@@ -29,7 +29,7 @@ from typing import Any
 from checks import FAST_FOLDER
 from crash.figures import Figure
 from crash.power_guest import made
-from crash.test_sigkill import (
+from crash.sigkill import (
     DURABLE,
     State,
     as_lists,

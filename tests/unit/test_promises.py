@@ -13,7 +13,7 @@ from faulty import broken_disk, no_space
 from model import ManualClock
 
 import monolith_kv as mkv
-from monolith_kv import applying, opening
+from monolith_kv import delta_loading, opening
 from monolith_kv.storage import files
 from monolith_kv.storage.call_log import CallLogWriter
 
@@ -307,7 +307,7 @@ def test_a_delta_that_memory_had_no_room_for_can_be_applied_again(
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(applying, "load_delta", fail)
+            patch.setattr(delta_loading, "load_rows", fail)
             with pytest.raises(MemoryError):
                 replica.apply(second)
         assert replica.sequence == 1
