@@ -29,6 +29,7 @@ from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
 from monolith_kv._row cimport row_is_cold, row_time
 from monolith_kv._shard cimport (
     Shard,
+    locked_promise_end,
     locked_remove,
     shared_header,
 )
@@ -86,6 +87,7 @@ cdef void shard_expire(
             locked_remove(shard, fid, batch.hashes[position], cell[0])
             buffer_append_u64(removed, fid)
             shard.counters.expired += 1
+    locked_promise_end(shard, batch, number)
     lock_leave(&shard.lock)
 
 

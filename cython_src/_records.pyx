@@ -16,7 +16,7 @@ from monolith_kv._expiry cimport (
     shard_shrink_end,
 )
 from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_fid, hash_shard
-from monolith_kv._shard cimport shards_promise, shards_promise_end
+from monolith_kv._shard cimport shards_promise
 from monolith_kv._tier cimport (
     shard_apply,
     shard_apply_removals,
@@ -209,7 +209,6 @@ cdef class Records(Core):
             if status == STATUS_OK:
                 for shard in range(SHARDS):
                     shard_expire(&self.shards[shard], &batch, shard, now_s, &removed)
-                shards_promise_end(self.shards, &batch)
             else:
                 buffer_free(&removed)
             self.barrier.leave()

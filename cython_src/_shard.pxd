@@ -122,9 +122,9 @@ cdef void group_prefetch(
 ) noexcept nogil
 cdef status_t locked_reserve(Shard* shard, size_t rows) noexcept nogil
 # Reserve for a whole batch: a call fails before its first change, or not for want of room. Between
-# these two, with the barrier held, all rows of the batch may be changed.
+# these two, with the barrier held, all rows of the batch may be changed; each shard ends by itself.
 cdef status_t shards_promise(Shard* shards, const Batch* batch) noexcept nogil
-cdef void shards_promise_end(Shard* shards, const Batch* batch) noexcept nogil
+cdef void locked_promise_end(Shard* shard, const Batch* batch, size_t number) noexcept nogil
 cdef void locked_before_change(Shard* shard, fid_t fid, row_t row) noexcept nogil
 cdef void locked_sum(Shard* shard, fid_t fid, row_t row) noexcept nogil
 cdef void locked_sum_all(Shard* shard) noexcept nogil

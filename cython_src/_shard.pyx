@@ -98,30 +98,36 @@ cdef status_t locked_reserve(Shard* shard, size_t rows) noexcept nogil:
 
 
 cdef status_t shards_promise(Shard* shards, const Batch* batch) noexcept nogil:
+    """Those that are free first, as whoever comes to change rows afterwards."""
+    cdef uint32_t left = ALL_SHARDS
     cdef size_t number
-    cdef status_t status
-    for number in range(SHARDS):
-        lock_alone(&shards[number].lock)
-        status = locked_reserve(&shards[number], batch_rows(batch, number))
-        if status == STATUS_OK:
-            shards[number].promised += batch_rows(batch, number)
-        lock_leave(&shards[number].lock)
-        if status != STATUS_OK:
-            promises_end(shards, batch, number)
-            return status
+    cdef bint is_patient
+    cdef status_t status = STATUS_OK
+    for is_patient in range(2):
+        for number in range(SHARDS):
+            if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
+                status = locked_reserve(&shards[number], batch_rows(batch, number))
+                if status == STATUS_OK:
+                    shards[number].promised += batch_rows(batch, number)
+                    left ^= <uint32_t>1 << number
+                lock_leave(&shards[number].lock)
+                if status != STATUS_OK:
+                    promises_end(shards, batch, ALL_SHARDS ^ left)
+                    return status
     return STATUS_OK
 
 
-cdef void shards_promise_end(Shard* shards, const Batch* batch) noexcept nogil:
-    promises_end(shards, batch, SHARDS)
-
-
-cdef void promises_end(Shard* shards, const Batch* batch, size_t end) noexcept nogil:
+cdef void promises_end(Shard* shards, const Batch* batch, uint32_t chosen) noexcept nogil:
     cdef size_t number
-    for number in range(end):
-        lock_alone(&shards[number].lock)
-        shards[number].promised -= batch_rows(batch, number)
-        lock_leave(&shards[number].lock)
+    for number in range(SHARDS):
+        if chosen >> number & 1:
+            lock_alone(&shards[number].lock)
+            locked_promise_end(&shards[number], batch, number)
+            lock_leave(&shards[number].lock)
+
+
+cdef void locked_promise_end(Shard* shard, const Batch* batch, size_t number) noexcept nogil:
+    shard.promised -= batch_rows(batch, number)
 
 
 cdef inline size_t batch_rows(const Batch* batch, size_t number) noexcept nogil:

@@ -43,7 +43,7 @@ from monolith_kv._read cimport (
     shards_timestamps,
     shards_try_share,
 )
-from monolith_kv._shard cimport Shard, shards_promise, shards_promise_end
+from monolith_kv._shard cimport Shard, shards_promise
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
 from monolith_kv._tier cimport shard_put_back
 from monolith_kv._types cimport STATUS_NOT_NUMBERS, STATUS_OK, fid_t, status_t, unix_s_t
@@ -298,7 +298,6 @@ cdef class TableCore(Views):
             if status == STATUS_OK:
                 for shard in range(SHARDS):
                     shard_remove(&self.shards[shard], &batch, shard, &removed)
-                shards_promise_end(self.shards, &batch)
             self.barrier.leave()
             batch_destroy(&batch)
         raise_status(status)

@@ -21,12 +21,12 @@ from monolith_kv._shard cimport (
     header_warm,
     locked_before_change,
     locked_new_row,
+    locked_promise_end,
     locked_remove,
     locked_reserve,
     locked_touch,
     shard_enter_alone,
     shards_promise,
-    shards_promise_end,
 )
 from monolith_kv._types cimport (
     STATUS_OK,
@@ -100,9 +100,9 @@ cdef status_t shards_push(
         for number in range(SHARDS):
             if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
                 locked_push(&shards[number], batch, number, gradients, now)
+                locked_promise_end(&shards[number], batch, number)
                 lock_leave(&shards[number].lock)
                 left ^= <uint32_t>1 << number
-    shards_promise_end(shards, batch)
     return STATUS_OK
 
 
@@ -150,9 +150,9 @@ cdef status_t shards_upsert(
         for number in range(SHARDS):
             if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
                 status |= locked_upsert(&shards[number], batch, number, rows, now)
+                locked_promise_end(&shards[number], batch, number)
                 lock_leave(&shards[number].lock)
                 left ^= <uint32_t>1 << number
-    shards_promise_end(shards, batch)
     return status
 
 
@@ -284,4 +284,5 @@ cdef void shard_remove(
                 removed[0] += 1
                 shard.counters.removed += 1
         start += group.count
+    locked_promise_end(shard, batch, number)
     lock_leave(&shard.lock)
