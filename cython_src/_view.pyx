@@ -31,6 +31,7 @@ from monolith_kv._shard cimport (
     group_fill,
     group_prefetch,
     locked_pack,
+    locked_reserve,
     locked_sum,
     seal_flag,
 )
@@ -174,7 +175,7 @@ cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexc
     cdef row_t* cell
     cdef status_t status
     lock_alone(&shard.lock)
-    status = buffer_reserve(&shard.touched, count * sizeof(fid_t))
+    status = locked_reserve(shard, count)  # What was promised to others stays theirs.
     for i in range(batch.starts[number], batch.starts[number + 1]):
         if status != STATUS_OK:
             break
