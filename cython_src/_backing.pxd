@@ -39,7 +39,8 @@ cdef struct Backer:
 cdef status_t backer_create(Backer* backer) noexcept nogil
 cdef void backer_destroy(Backer* backer) noexcept nogil
 # A new region, aligned to its size; NULL where memory lacks. From now on `ahead` are kept ready.
-cdef char* backer_region(Backer* backer, uint32_t ahead) noexcept nogil
+# One that will be `filled` at once is a huge page from the start, whoever has to wait for that.
+cdef char* backer_region(Backer* backer, uint32_t ahead, bint filled) noexcept nogil
 # Regions that are given back in part keep their small pages: a huge one would be whole again.
 cdef void backer_forget_loose(Backer* backer) noexcept nogil
 cdef void region_unmap(char* region) noexcept nogil

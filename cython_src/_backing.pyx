@@ -34,10 +34,13 @@ cdef extern from *:
     #include <sys/mman.h>
     #include <unistd.h>
     /* Where the system has no huge pages, small ones stay, and all that is lost is speed. */
-    static void mkv_region_back(char *region, size_t bytes) {
+    static void mkv_region_advise(char *region, size_t bytes) {
     #ifdef MADV_HUGEPAGE
         madvise(region, bytes, MADV_HUGEPAGE);
     #endif
+    }
+    static void mkv_region_back(char *region, size_t bytes) {
+        mkv_region_advise(region, bytes);
     #ifdef MADV_POPULATE_WRITE
         if (madvise(region, bytes, MADV_POPULATE_WRITE) == 0) return;
     #endif
@@ -45,9 +48,7 @@ cdef extern from *:
     }
     /* Into one huge page, contents kept. Kernels before 6.1 do it in their own time. */
     static void mkv_region_collapse(char *region, size_t bytes) {
-    #ifdef MADV_HUGEPAGE
-        madvise(region, bytes, MADV_HUGEPAGE);
-    #endif
+        mkv_region_advise(region, bytes);
     #ifdef __linux__
         madvise(region, bytes, 25);   /* MADV_COLLAPSE, which older headers lack */
     #endif
@@ -63,6 +64,7 @@ cdef extern from *:
         return failed;
     }
     """
+    void mkv_region_advise(char* region, size_t size_bytes) noexcept nogil
     void mkv_region_back(char* region, size_t size_bytes) noexcept nogil
     void mkv_region_collapse(char* region, size_t size_bytes) noexcept nogil
     int mkv_thread_start(
@@ -94,7 +96,7 @@ cdef void backer_destroy(Backer* backer) noexcept nogil:
     memset(backer, 0, sizeof(Backer))
 
 
-cdef char* backer_region(Backer* backer, uint32_t ahead) noexcept nogil:
+cdef char* backer_region(Backer* backer, uint32_t ahead, bint filled) noexcept nogil:
     cdef char* region = NULL
     pthread_mutex_lock(&backer.lock)
     if ahead and not backer.is_running:
@@ -109,7 +111,9 @@ cdef char* backer_region(Backer* backer, uint32_t ahead) noexcept nogil:
     if region != NULL:
         return region
     region = region_map()
-    if region != NULL:
+    if region != NULL and filled:
+        mkv_region_advise(region, REGION_BYTES)
+    elif region != NULL:
         backer_note_loose(backer, region)
     return region
 

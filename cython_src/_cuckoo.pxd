@@ -52,6 +52,8 @@ cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noe
 cdef status_t cuckoo_insert(
     Cuckoo* index, fid_t fid, uint64_t hashed, row_t row) noexcept nogil
 cdef void cuckoo_erase(Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
+# Make room for so many fids in an empty index. On STATUS_OUT_OF_MEMORY it grows as it always does.
+cdef status_t cuckoo_expect(Cuckoo* index, uint64_t rows) noexcept nogil
 cdef void cuckoo_shrink(Cuckoo* index, uint64_t position) noexcept nogil
 cdef uint64_t segment_end(const Segment* segment, uint64_t position) noexcept nogil
 

@@ -58,6 +58,7 @@ cdef struct PathNode:
 cdef enum:
     SEGMENT_ROWS_MAX = 4096
     SEGMENT_BUCKETS_MIN = 4
+    SEGMENT_ROWS_EXPECTED = 3200    # of a new segment, at most: a tenth below what splits it
     PARTS_MIN = 5              # a segment grows up to a fifth of a piece, then it splits
     PATH_NODES_MAX = 400       # buckets that an insert may look at for a free cell
 
@@ -424,6 +425,26 @@ cdef status_t directory_double(Cuckoo* index) noexcept nogil:
     index.depth += 1
     index.size_bytes += entries * sizeof(Segment*)
     return STATUS_OK
+
+
+cdef status_t cuckoo_expect(Cuckoo* index, uint64_t rows) noexcept nogil:
+    """Split while there is nothing to move, then give each segment its share of the room."""
+    cdef uint32_t depth = 0
+    cdef uint64_t i
+    cdef status_t status = STATUS_OK
+    if index.rows or index.depth:
+        return STATUS_OK
+    while rows >> depth > SEGMENT_ROWS_EXPECTED and status == STATUS_OK:
+        for i in range(<uint64_t>1 << depth):
+            status |= segment_split(
+                index, index.directory[i << (index.depth - depth)],
+                (i << (63 - depth) << 1) >> SHARD_BITS)
+        depth += 1
+    # Shares differ by chance: few of them by a sixteenth.
+    rows = (rows >> depth) + (rows >> depth >> 4) + 16
+    for i in range(<uint64_t>1 << depth if status == STATUS_OK else 0):
+        status |= segment_rebuild(index, index.directory[i], buckets_for(rows))
+    return status
 
 
 cdef void cuckoo_shrink(Cuckoo* index, uint64_t position) noexcept nogil:

@@ -36,6 +36,7 @@ cdef struct Pages:
     uint32_t free_count
     uint32_t dry_count     # of them, the first that cost no memory
     uint32_t pieces_count  # of all regions
+    uint32_t regions_expected   # will be filled at once, those that there are included
     PieceHead* partial[PARTS_MAX + 1]   # by parts
 
 cdef status_t pages_create(Pages* pages) noexcept nogil
@@ -46,6 +47,8 @@ cdef void pages_give(Pages* pages, void* piece) noexcept nogil
 # A part of a piece of `parts`: part_bytes(parts) bytes, aligned to a cache line.
 cdef char* pages_take_part(Pages* pages, uint32_t parts) noexcept nogil
 cdef void pages_give_part(Pages* pages, void* part) noexcept nogil
+# So many pieces will be taken and filled, one right after the other.
+cdef void pages_expect(Pages* pages, uint64_t pieces) noexcept nogil
 cdef size_t pages_spare_bytes(Pages* pages) noexcept nogil
 
 

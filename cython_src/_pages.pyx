@@ -1,6 +1,6 @@
 """Memory of a table. See _pages.pxd."""
 
-from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
@@ -102,6 +102,15 @@ cdef void pages_give_part(Pages* pages, void* part) noexcept nogil:
     pthread_mutex_unlock(&pages.lock)
 
 
+cdef void pages_expect(Pages* pages, uint64_t pieces) noexcept nogil:
+    # Whole regions only: the last one may remain half empty.
+    cdef uint64_t regions = pieces // REGION_PIECES
+    pthread_mutex_lock(&pages.lock)
+    if regions < UINT32_MAX - pages.regions_count:
+        pages.regions_expected = pages.regions_count + <uint32_t>regions
+    pthread_mutex_unlock(&pages.lock)
+
+
 cdef size_t pages_spare_bytes(Pages* pages) noexcept nogil:
     """What is mapped, may hold memory and belongs to nobody."""
     cdef size_t spare
@@ -169,7 +178,10 @@ cdef status_t region_add(Pages* pages) noexcept nogil:
         pages.regions_capacity = capacity
     if pages.regions_count >= BACKED_REGIONS:
         ahead = 1 + pages.regions_count // BACKED_SHARE
-    base = backer_region(&pages.backer, ahead)
+    if pages.regions_count < pages.regions_expected >= BACKED_REGIONS:
+        ahead = pages.regions_expected - pages.regions_count - 1
+    base = backer_region(
+        &pages.backer, ahead, pages.regions_count < pages.regions_expected)
     if base == NULL:
         return STATUS_OUT_OF_MEMORY
     pages.regions[pages.regions_count] = base

@@ -3,11 +3,13 @@
 import numpy as np
 
 from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy
 
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve
 from monolith_kv._codec cimport record_fid
 from monolith_kv._core cimport Core, batch_of, raise_status, take_bytes, take_fids, whole_seconds
+from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, cuckoo_expect
 from monolith_kv._expiry cimport (
     shard_expire,
     shard_expired,
@@ -16,6 +18,8 @@ from monolith_kv._expiry cimport (
     shard_shrink_end,
 )
 from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_fid, hash_shard
+from monolith_kv._lock cimport lock_alone, lock_leave
+from monolith_kv._pages cimport PIECE_BYTES, pages_expect
 from monolith_kv._shard cimport shards_promise
 from monolith_kv._tier cimport (
     shard_apply,
@@ -37,13 +41,34 @@ from monolith_kv.fids import distinct
 cdef class Records(Core):
     """A table's rows as records."""
 
-    cdef object record_fids(self, records):
+    cdef object record_fids(self, const uint8_t[::1] records):
         """The ids of an array of records."""
         cdef size_t size = self.policy.record_bytes
-        if len(records) % size:
+        cdef size_t count = records.shape[0] // size
+        cdef size_t i
+        cdef uint64_t[::1] out
+        if records.shape[0] % size:
             raise ValueError(f"{len(records)} bytes are no whole number of records of {size}")
-        return np.ascontiguousarray(
-            np.asarray(records).reshape(-1, size)[:, :8]).view(np.uint64).reshape(-1)
+        fids = np.empty(count, np.uint64)
+        out = fids
+        with nogil:
+            for i in range(count):
+                memcpy(&out[i], &records[i * size], sizeof(uint64_t))
+        return fids
+
+    def expect(self, uint64_t rows):
+        cdef size_t i
+        cdef size_t index_bytes = sizeof(Bucket) // BUCKET_CELLS
+        cdef status_t status = STATUS_OK
+        with nogil:
+            pages_expect(
+                &self.pages,
+                rows // self.shards[0].arena.places + rows * index_bytes // PIECE_BYTES)
+            for i in range(SHARDS):
+                lock_alone(&self.shards[i].lock)
+                status |= cuckoo_expect(&self.shards[i].index, rows // SHARDS)
+                lock_leave(&self.shards[i].lock)
+        raise_status(status)
 
     def apply(self, const uint8_t[::1] records, const uint64_t[::1] removed):
         cdef Batch batch

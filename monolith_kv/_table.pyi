@@ -78,6 +78,7 @@ class TableCore:
     def remove(self, ids: Fids) -> int: ...
 
     # --- records
+    def expect(self, rows: int) -> None: ...  # So many will be applied, at once.
     def apply(self, records: Records, removed: Fids) -> None: ...
     # Room for changing these rows. Then, without any memory: rows as they are in the records, and
     # rows that go.

@@ -152,6 +152,9 @@ def load_snapshot(
     """
     base = Base(reader)
     sync_tables(state, reader.meta["tables"], reader.path)
+    if len(state.tables) == 1 and state.overflow is None:  # Of several, END tells no shares.
+        core = next(iter(state.tables.values())).core
+        core.expect(min(max(0, reader.end["rows"]), reader.size // core.record_bytes))
     with Loader() as loader:
         _load_records(state, reader, base, loader, progress)
     state.dense.version = reader.meta["dense_version"]

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from monolith_kv.storage import files
 
-WINDOW_BYTES = 8 << 20
-AHEAD_BYTES = 2 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
+WINDOW_BYTES = 4 << 20
+AHEAD_BYTES = 4 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
 
 
 class File:

@@ -263,18 +263,71 @@ def test_a_reader_that_goes_leaves_no_thread_behind() -> None:
     assert not [t for t in threading.enumerate() if t.name == "monolith-kv-read"]
 
 
-def test_of_records_of_one_id_in_one_batch_the_last_counts() -> None:
+def empty_core() -> TableCore:
     slices, named = slices_of(2, None, None)
-    schema = TableSchema("t", slices, named)
-    core = TableCore(Barrier(), schema.core_slices(), 0)
+    return TableCore(Barrier(), TableSchema("t", slices, named).core_slices(), 0)
+
+
+def records_of(core: TableCore, fids: Any) -> Any:
     width = core.dim + core.state_floats
     dtype = np.dtype([("fid", "<u8"), ("timestamp", "<i8"), ("row", "<f4", (width,))])
-    records = np.zeros(600, dtype)
-    records["fid"] = np.arange(600) % 200
-    records["row"] = np.arange(600)[:, None]
+    records = np.zeros(len(fids), dtype)
+    records["fid"] = fids
+    records["row"] = np.arange(len(fids))[:, None]
+    return records
+
+
+def test_of_records_of_one_id_in_one_batch_the_last_counts() -> None:
+    core = empty_core()
+    records = records_of(core, np.arange(600) % 200)
     core.apply(records.view(np.uint8), NO_FIDS)
     out = np.empty((200, 2), np.float32)
     core.lookup(np.arange(200, dtype=np.uint64), out)
     assert core.rows == 200
     assert np.array_equal(out, records["row"][400:, :2])
     assert core.check() == []
+
+
+# --- memory made ready -------------------------------------------------------------------------
+
+MANY = 60_000  # Several segments of the index in each shard.
+
+
+@pytest.mark.parametrize("announced", [0, 1, MANY // 2, MANY, 20 * MANY])
+@pytest.mark.parametrize("present", [0, MANY // 3])
+def test_rows_are_loaded_whatever_number_was_announced(announced: int, present: int) -> None:
+    core, plain = empty_core(), empty_core()
+    records = records_of(core, np.random.default_rng(9).integers(0, 2**64, MANY, np.uint64))
+    core.apply(records[:present].view(np.uint8), NO_FIDS)
+    core.expect(announced)
+    for each in (core, plain):
+        each.apply(records.view(np.uint8), NO_FIDS)
+    assert core.check() == []
+    assert (core.rows, core.digest()) == (MANY, plain.digest())
+
+
+def test_an_index_that_knows_what_comes_has_room_for_just_that() -> None:
+    core, plain = empty_core(), empty_core()
+    records = records_of(core, np.random.default_rng(9).integers(0, 2**64, MANY, np.uint64))
+    core.expect(MANY)
+    made = core.memory()["index"]
+    for each in (core, plain):
+        each.apply(records.view(np.uint8), NO_FIDS)
+    assert core.memory()["index"] == made
+    assert made <= 1.25 * plain.memory()["index"]
+
+
+def test_a_restored_table_knew_what_came(
+    store: mkv.Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.snapshot(folder / "s.snapshot").path
+    told: list[int] = []
+
+    class Told(TableCore):
+        def expect(self, rows: int) -> None:
+            told.append(rows)
+            super().expect(rows)
+
+    monkeypatch.setattr("monolith_kv.state.TableCore", Told)
+    with mkv.restore(path, folder / "r", **OPTIONS) as copy:
+        assert (told, copy.digest()) == ([ROWS], store.digest())

@@ -127,7 +127,8 @@ def read_whole(path: str) -> None:
 def first_touch_s(size: int) -> float:
     """Return the seconds that writing to so many bytes of new memory takes."""
     begun = time.perf_counter()
-    with mmap.mmap(-1, size) as memory:
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, size, flags=private) as memory:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         pages = np.frombuffer(memory, np.uint8)
