@@ -20,10 +20,10 @@ cdef status_t shard_seal_read(
 # is_wanted, by position: is the record, read from overflow, still this view's to use?
 cdef void shard_seal_claim(
     Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted) noexcept nogil
-# Append the records saved so far; all of them, once every fid of the view was read.
-cdef status_t shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil
-# End the view; `saved` takes the records that were saved.
-cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil
+# Take the records that were saved; all of them, once every fid of the view was read.
+cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil
+# End the view.
+cdef void shard_seal_end(Shard* shard) noexcept nogil
 # End the view; everything in it counts as touched again.
 cdef void shard_seal_abort(Shard* shard) noexcept nogil
 # Count ids, there or not, as touched: their last state is in no delta yet.

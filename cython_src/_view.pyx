@@ -1,7 +1,6 @@
 """Read a shard as it was at one instant. See _view.pxd."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from monolith_kv._arena cimport arena_header
 from monolith_kv._batch cimport Batch
@@ -117,22 +116,16 @@ cdef void shard_seal_claim(
     lock_leave(&shard.lock)
 
 
-cdef status_t shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil:
-    cdef status_t status
-    lock_alone(&shard.lock)
-    status = buffer_reserve(saved, shard.seal_saved.count)
-    if status == STATUS_OK and shard.seal_saved.count:
-        memcpy(
-            buffer_extend(saved, shard.seal_saved.count), shard.seal_saved.data,
-            shard.seal_saved.count)
-    lock_leave(&shard.lock)
-    return status
-
-
-cdef void shard_seal_end(Shard* shard, Buffer* saved) noexcept nogil:
+cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil:
     lock_alone(&shard.lock)
     saved[0] = shard.seal_saved
     buffer_init(&shard.seal_saved)
+    lock_leave(&shard.lock)
+
+
+cdef void shard_seal_end(Shard* shard) noexcept nogil:
+    lock_alone(&shard.lock)
+    buffer_free(&shard.seal_saved)
     buffer_free(&shard.seal_fids)
     shard.is_sealing = False
     lock_leave(&shard.lock)

@@ -5,7 +5,7 @@ import numpy as np
 from libc.stdint cimport uint8_t, uint64_t
 
 from monolith_kv._batch cimport Batch, batch_destroy
-from monolith_kv._buffer cimport Buffer, buffer_init
+from monolith_kv._buffer cimport Buffer, buffer_init, buffer_reserve
 from monolith_kv._core cimport batch_of, raise_status, take_bytes, take_fids
 from monolith_kv._digest cimport RowDigest, digest_add
 from monolith_kv._hashing cimport SHARDS, hash_shard
@@ -65,7 +65,9 @@ cdef class Views(Records):
         buffer_init(&cold)
         batch_of(&batch, ids)
         with nogil:
-            for shard in range(SHARDS):
+            # For all at once: to make room shard by shard would move what is there.
+            status = buffer_reserve(&records, batch.count * self.policy.record_bytes)
+            for shard in range(SHARDS if status == STATUS_OK else 0):
                 status |= shard_seal_read(
                     &self.shards[shard], &batch, shard, &records, &absent, &cold)
             batch_destroy(&batch)
@@ -100,13 +102,12 @@ cdef class Views(Records):
     def seal_saved(self):
         cdef Buffer saved
         cdef size_t shard
-        cdef status_t status = STATUS_OK
-        buffer_init(&saved)
-        with nogil:
-            for shard in range(SHARDS):
-                status |= shard_seal_saved(&self.shards[shard], &saved)
-        raise_status(status)
-        return take_bytes(&saved)
+        parts = []
+        for shard in range(SHARDS):
+            with nogil:
+                shard_seal_saved(&self.shards[shard], &saved)
+            parts.append(take_bytes(&saved))
+        return parts
 
     def seal_digest(self):
         cdef RowDigest total
@@ -117,14 +118,10 @@ cdef class Views(Records):
         return total.low, total.high
 
     def seal_end(self):
-        cdef Buffer saved
         cdef size_t shard
-        parts = []
-        for shard in range(SHARDS):
-            with nogil:
-                shard_seal_end(&self.shards[shard], &saved)
-            parts.append(take_bytes(&saved))
-        return np.concatenate(parts)
+        with nogil:
+            for shard in range(SHARDS):
+                shard_seal_end(&self.shards[shard])
 
     def seal_abort(self):
         cdef size_t shard
@@ -190,4 +187,4 @@ cdef class Views(Records):
             with nogil:
                 shard_snapshot_end(&self.shards[shard], &saved)
             parts.append(take_bytes(&saved))
-        return np.concatenate(parts)
+        return parts

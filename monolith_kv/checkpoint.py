@@ -191,7 +191,8 @@ def _write(
                 progress(writer.rows_written, view.rows)
         view.flipped.remove(entry)
         # Rows that changed after the instant before they were read, as they were then.
-        _write_rows(writer, entry, core.snapshot_end())
+        for saved in core.snapshot_end():
+            _write_rows(writer, entry, saved)
         if view.gates[entry.id]:
             writer.gate(entry.id, view.gates.pop(entry.id))
         for piece in view.pieces[entry.id]:

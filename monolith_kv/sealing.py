@@ -162,9 +162,11 @@ def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> N
     # Rows that changed or went after the instant, as they were before that. Nothing is added to
     # them any more: every row of the view was read.
     saved = core.seal_saved()
-    _write(writer, entry, saved)
+    for records in saved:
+        _write(writer, entry, records)
     if absent:
-        gone = without(np.concatenate(absent), entry.rows_of(saved)["fid"])
+        kept = np.concatenate([entry.rows_of(records)["fid"] for records in saved])
+        gone = without(np.concatenate(absent), kept)
         writer.removed(entry.id, gone)
 
 

@@ -194,7 +194,8 @@ class CoreMachine(RuleBasedStateMachine):
             self.seal_read(8)
         rows, touched, _ = self.seal
         assert self.core.seal_digest() == self.digest_of(rows)
-        saved = self.split(self.core.seal_end())
+        saved = self.split(np.concatenate(self.core.seal_saved()))
+        self.core.seal_end()
         assert not set(saved) & set(self.sealed)
         self.sealed.update(saved)
         assert self.sealed == {fid: rows[fid] for fid in touched if fid in rows}
@@ -207,6 +208,8 @@ class CoreMachine(RuleBasedStateMachine):
         if not really:
             return
         assert self.seal is not None
+        if not len(self.seal[2]):
+            self.core.seal_saved()  # What came of it could not be written.
         self.core.seal_abort()
         self.touched |= self.seal[1]
         self.seal = None
@@ -235,7 +238,7 @@ class CoreMachine(RuleBasedStateMachine):
     def snapshot_end(self, is_given_up: bool) -> None:
         if not is_given_up:
             self.snapshot_read(1_000)
-        saved = self.split(self.core.snapshot_end())
+        saved = self.split(np.concatenate(self.core.snapshot_end()))
         if self.cursor == -1:
             assert not set(saved) & set(self.shot)
             assert self.shot | saved == self.snapshot

@@ -25,13 +25,19 @@ from monolith_kv_tools.bench.harness import (
 )
 from monolith_kv_tools.bench.scale import Scale
 from monolith_kv_tools.bench.tables import ACCUMULATOR, BLOCK, DIM, LR
-from monolith_kv_tools.bench.traffic import BATCH, scrambled_ids
+from monolith_kv_tools.bench.traffic import (
+    BATCH,
+    scrambled_ids,
+    uniform_positions,
+    zipf_positions,
+)
 
 import monolith_kv as mkv
 
 Mode = Literal["none", "interval", "batch", "sync"]
 STEPS = 128  # Of training in a round; a seal falls into it where one is due every second.
 STREAM = 61
+ZIPF = 1.05
 PULL_IDS = 256
 THREADS = 8
 CALLS = 12
@@ -60,10 +66,17 @@ class Trainer:
         Of the table.
     durability, delta_interval
         As of `open`.
+    by_zipf : bool
+        Whether some ids are far more popular than others; by default all are alike.
     """
 
     def __init__(
-        self, folder: str, rows: int, durability: Mode, delta_interval: float | None = None
+        self,
+        folder: str,
+        rows: int,
+        durability: Mode,
+        delta_interval: float | None = None,
+        by_zipf: bool = False,
     ) -> None:
         self.store = mkv.open(
             folder,
@@ -80,7 +93,11 @@ class Trainer:
             self.table.upsert(part, values[: len(part)])
         self.settle()
         rng = np.random.default_rng(1)
-        self.batches = [ids[rng.integers(0, rows, BATCH)] for _ in range(STREAM)]
+        size = STREAM * BATCH
+        positions = (
+            zipf_positions(rng, rows, size, ZIPF) if by_zipf else uniform_positions(rng, rows, size)
+        )
+        self.batches = list(ids[positions].reshape(STREAM, BATCH))
         self.gradients = rng.normal(0, 0.1, (BATCH, DIM)).astype(np.float32)
         self.out = np.empty((BATCH, DIM), np.float32)
         self.at = 0
@@ -109,17 +126,18 @@ class Trainer:
 
 def modes(rows: int, scale: Scale) -> Iterator[Figure]:
     """Compare training in "interval" and "batch" with training in "none"."""
-    cases: list[tuple[Mode, float, str | None]] = [
-        ("interval", 2.5, None),
-        ("batch", 1.0, FAST_FOLDER),
+    cases: list[tuple[str, Mode, float, str | None]] = [
+        ("mode interval", "interval", 2.5, None),
+        ("mode interval zipf", "interval", 2.5, None),
+        ("mode batch", "batch", 1.0, FAST_FOLDER),
     ]
-    for mode, seconds, place in cases:
-        interval = 1.0 if mode == "interval" else None
+    for name, mode, seconds, place in cases:
+        interval, by_zipf = 1.0 if mode == "interval" else None, name.endswith("zipf")
         with tempfile.TemporaryDirectory(dir=place) as folder:
-            plain = Trainer(f"{folder}/none", rows, durability="none")
-            other = Trainer(f"{folder}/{mode}", rows, durability=mode, delta_interval=interval)
+            plain = Trainer(f"{folder}/none", rows, "none", by_zipf=by_zipf)
+            other = Trainer(f"{folder}/{mode}", rows, mode, interval, by_zipf)
             found = throughput(plain, other, seconds * min(1.0, scale.share), scale.rounds(7))
-            yield Figure(f"mode {mode}", found.ratio, rows, f"{found.detail()} a step")
+            yield Figure(name, found.ratio, rows, f"{found.detail()} a step")
             plain.close()
             other.close()
 

@@ -114,6 +114,7 @@ GOALS: dict[str, Goal] = {
     "p99 expiry": _most("a reader's p99 beside the expiry of half", 2.0, 1.3, "x", 20 * MILLION),
     "memory expiry": _most("RSS after that, of before", 0.6, 0.55, "x", 20 * MILLION),
     "mode interval": Goal('training in "interval", sealed every second, of "none"', 0.9),
+    "mode interval zipf": Goal("the same with ids by Zipf 1.05", 0.9),
     "mode batch": Goal('training in "batch", of "none"', 0.5, rows=MILLION),
     "mode sync": Goal('push in "sync", of append + fdatasync', 0.8),
     "flushes": _most("fdatasyncs a call, 8 threads push in sync", 0.3, None, "x"),
