@@ -1,6 +1,7 @@
 """Open, restore, salvage: how users come to a `Store`, with arguments checked.
 
-This and maintenance.py are the only places that read a clock or start a thread.
+This and maintenance.py are the only places that read a clock. Threads that outlive a call are begun
+by maintenance.py, for the background, and by a call log, which ends its own when it is closed.
 """
 
 import time

@@ -82,7 +82,7 @@ DISK_CALLS = {"fsync", "fdatasync", "replace", "rename", "renames", "link", "syn
 CLOCK_CALLS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "Thread", "Timer"}
 MAY_CALL_DISK = {"monolith_kv.storage.files"}
 MAY_CALL_CLOCK = {"monolith_kv.store", "monolith_kv.maintenance"}
-# Their threads end with the call that began them.
+# Their threads end with the call that began them; that of a call log ends with the log.
 MAY_CALL_CLOCK |= {"monolith_kv.loading", "monolith_kv.storage.log_file"}
 
 FILE_LINES_MAX = 500

@@ -48,7 +48,7 @@ SECTOR_BYTES = 512  # The smallest unit a disk writes: what was not written read
 SCAN_BYTES = 8 << 20
 GROUP_CALLS = 6  # Calls that a flush waits for while others are on their way to append.
 GROUP_GAP_S = 0.1  # But no longer than this for each of them: they may be held up elsewhere.
-BESIDE_BYTES = 256 << 10  # From here on memory has enough to do to begin a thread for the flush.
+BESIDE_BYTES = 256 << 10  # From here on memory has enough to do to wake a thread for the flush.
 
 
 class Torn(NamedTuple):
@@ -93,6 +93,8 @@ class LogWriter:
         self._coming = 0  # Callers on their way to append.
         self._gathered = 0  # Appended since the last flush began.
         self._is_shared = False  # Whether the last flush was for several.
+        self._beside: threading.Thread | None = None  # Flushes beside callers; ends with the log.
+        self._is_begun = False  # Whether it has something to do.
         self._failure: OSError | None = None
         self._fd, temporary = files.create_temporary(path)
         try:
@@ -171,13 +173,28 @@ class LogWriter:
             is_worth_it = self._end - self._durable >= BESIDE_BYTES
             if self._flushing or self._coming > 1 or self._is_shared or not is_worth_it:
                 return
-        threading.Thread(target=self._flush_beside, name="monolith-kv-flush", daemon=True).start()
+            self._is_begun = True
+            self._turn.notify_all()
+            if self._beside is None:
+                beside = threading.Thread(
+                    target=self._work_beside, name="monolith-kv-flush", daemon=True
+                )
+                beside.start()
+                self._beside = beside
 
-    def _flush_beside(self) -> None:
+    def _work_beside(self) -> None:
         with self._turn:
-            if self._fd >= 0 and not self._flushing and self._durable < self._end:
-                with contextlib.suppress(Error):  # Noted: whoever waits for it is told.
-                    self._flush()
+            while self._fd >= 0:
+                if self._is_begun:
+                    self._flush_begun()
+                else:
+                    self._turn.wait()
+
+    def _flush_begun(self) -> None:
+        self._is_begun = False
+        if self._fd >= 0 and not self._flushing and self._durable < self._end:
+            with contextlib.suppress(Error):  # Noted: whoever waits for it is told.
+                self._flush()
 
     def take_back(self, offset: int) -> None:
         """Cut off the record for which `append` returned `offset`, the last one.
@@ -235,21 +252,28 @@ class LogWriter:
                 os.close(self._fd)
                 self._fd = -1
             return
-        with self._turn:
-            while self._flushing:
-                self._turn.wait()
-            if self._fd < 0:
-                return
-            try:
-                if clean:
-                    self._finish()
-            except BaseException:
-                # As after `append`, it stays open, to be closed again: without its END record no
-                # log may have a successor.
-                if self._failure is not None:
-                    self._shut()
-                raise
-            self._shut()
+        try:
+            with self._turn:
+                self._close(clean)
+        finally:
+            if self._fd < 0 and self._beside is not None:
+                self._beside.join()
+
+    def _close(self, clean: bool) -> None:
+        while self._flushing:
+            self._turn.wait()
+        if self._fd < 0:
+            return
+        try:
+            if clean:
+                self._finish()
+        except BaseException:
+            # As after `append`, it stays open, to be closed again: without its END record no log
+            # may have a successor.
+            if self._failure is not None:
+                self._shut()
+            raise
+        self._shut()
 
     def _shut(self) -> None:
         os.close(self._fd)

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ LARGE = bytes(BESIDE_BYTES)
 
 
 @pytest.fixture
-def log(folder: Path) -> LogWriter:
-    return LogWriter(str(folder / "log"), FileType.CALLS, FileIdentity(UUID, 2, 7))
+def log(folder: Path) -> Iterator[LogWriter]:
+    log = LogWriter(str(folder / "log"), FileType.CALLS, FileIdentity(UUID, 2, 7))
+    yield log
+    log.close(clean=False)
 
 
 @pytest.fixture
@@ -122,8 +125,31 @@ def test_a_log_that_was_ended_meanwhile_is_not_flushed_beside(
     else:
         log.sync()
     before = len(flushes)
-    log._flush_beside()
+    with log._turn:
+        log._flush_begun()
     assert len(flushes) == before
+
+
+def test_one_thread_flushes_beside_all_calls_and_ends_with_the_log(
+    log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+    threads = []
+
+    def note(fd: int) -> None:
+        threads.append(threading.current_thread())
+        done.set()
+
+    monkeypatch.setattr(files, "sync_file", note)
+    for _ in range(3):
+        done.clear()
+        end = log.append(RecordKind.REMOVE, LARGE)
+        log.begin_sync()
+        assert done.wait(30)
+        log.sync(end)
+    log.close(clean=False)
+    assert len(set(threads)) == 1
+    assert not threads[0].is_alive()
 
 
 def test_small_calls_and_those_in_company_begin_no_thread(
