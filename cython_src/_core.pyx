@@ -334,10 +334,12 @@ cdef class Core:
         cdef size_t i
         total.low = total.high = 0
         self.lock_all()
-        for i in range(SHARDS):
-            locked_sum_all(&self.shards[i])
-            digest_add(&total, self.shards[i].digest)
-        self.unlock_all()
+        with nogil:
+            for i in range(SHARDS):
+                locked_sum_all(&self.shards[i])
+                digest_add(&total, self.shards[i].digest)
+            for i in range(SHARDS):
+                lock_leave(&self.shards[i].lock)
         return total.low, total.high
 
     def memory(self):

@@ -1,6 +1,7 @@
 """Read a shard as it was at one instant. See _view.pxd."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from monolith_kv._arena cimport arena_header
 from monolith_kv._batch cimport Batch

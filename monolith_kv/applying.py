@@ -60,6 +60,7 @@ def apply_delta(state: StoreState, path: str) -> bool:
         state.partial = None
         state.is_log_whole = True
         state.instants.clear()
+        state.check_durable()
         return True
 
 

@@ -46,7 +46,7 @@ def pull(state: StoreState, entry: TableEntry, ids: Fids, out: Rows | None) -> R
             core.put_back(NO_RECORDS, inserted)
             raise
 
-    _serially(state, entry, ids, call)
+    _serially(state, entry, ids, call, is_coming=False)
     if out is None:
         return rows
     out[...] = rows
@@ -145,7 +145,7 @@ def log_schema(
         change()
     if log is None:
         state.mark_unsealed()
-    acknowledge(state, log, offset)
+    acknowledge(state, log, offset, is_patient=False)
 
 
 def log_call(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWriter], int]) -> int:
@@ -171,15 +171,28 @@ def taking_back(state: StoreState, log: CallLogWriter | None, offset: int) -> It
         raise
 
 
-def acknowledge(state: StoreState, log: CallLogWriter | None, offset: int) -> None:
-    """Return when a logged call is as durable as was asked for."""
-    if log is None or not offset or state.settings.durability != "sync":
-        return
-    try:
+def acknowledge(
+    state: StoreState, log: CallLogWriter | None, offset: int, *, is_patient: bool = True
+) -> None:
+    """Return when a logged call is as durable as was asked for; not patient: under the mutex."""
+    if log is not None and offset and state.settings.durability == "sync":
         # A seal or snapshot that has ended the log meanwhile has made it durable: no error.
-        log.sync(offset)
+        _sync(state, log, offset, is_patient=is_patient)
+
+
+def flush_ahead(state: StoreState) -> None:
+    """Flush the call log before the mutex is taken for a flip, which has little to flush then."""
+    log = state.log
+    if log is not None:
+        _sync(state, log, None, is_patient=False)
+
+
+def _sync(state: StoreState, log: CallLogWriter, offset: int | None, *, is_patient: bool) -> None:
+    try:
+        log.sync(offset, is_patient=is_patient)
     except Error as error:
-        state.note_failure(log, error)
+        if state.log is log:  # Or else a rescue has replaced it meanwhile.
+            state.note_failure(log, error)
         raise
 
 
@@ -200,8 +213,11 @@ def _serially(
     entry: TableEntry,
     ids: Fids,
     call: Callable[[CallLogWriter | None], int],
+    *,
+    is_coming: bool = True,
 ) -> None:
-    with _coming(state), state.mutex:
+    # A pull mostly appends nothing: nobody's flush should wait for it.
+    with _coming(state) if is_coming else contextlib.nullcontext(), state.mutex:
         state.check_writable()
         if entry.dropped:
             raise ClosedError(f"table {entry.schema.name} was dropped")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.budget import read_cold
+from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, retire, snapshot_of
 from monolith_kv.errors import Error
 from monolith_kv.fids import distinct
@@ -67,6 +68,8 @@ def write_snapshot(
         There is no room; nothing changed.
     """
     with state.snapshotting:
+        if path is None:
+            flush_ahead(state)
         with state.files:
             found = state.manifest
             names = {entry["name"] for entry in found.snapshots}
@@ -172,7 +175,7 @@ def mark_instant(state: StoreState, digest: str, *, is_inside: bool) -> None:
     log = None if is_inside else state.open_log()
     if log is not None:
         try:
-            log.sync(log.mark({"snapshot": digest}))
+            log.sync(log.mark({"snapshot": digest}), is_patient=False)
         except BaseException as error:
             state.note_failure(log, error)
             raise

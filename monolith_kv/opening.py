@@ -26,7 +26,6 @@ from monolith_kv.storage.overflow import OverflowTier
 from monolith_kv.storage.recovery import Base, position, recover
 
 READ_ATTEMPTS = 20
-MEMORY_MIN = 1
 
 
 def open_state(

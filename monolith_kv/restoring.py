@@ -64,12 +64,13 @@ def restore_files(
         build(state.path, lambda folder: _write(folder, readers, state, progress, keep))
         return None
     taken: list[Base] = []
-    mode = stat.S_IMODE(os.stat(sources[0]).st_mode)
+    before = os.stat(sources[0])
     try:
         build(state.path, lambda folder: taken.extend(_take(folder, readers[0], state, progress)))
     except BaseException:
         with contextlib.suppress(OSError):  # It may have become read-only for nothing.
-            os.chmod(sources[0], mode)
+            if before.st_nlink == os.stat(sources[0]).st_nlink:  # Nobody else has taken it over.
+                os.chmod(sources[0], stat.S_IMODE(before.st_mode))
         raise
     return taken[0] if taken else None
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.budget import blocks, read_cold
+from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.errors import StoreFullError
 from monolith_kv.fids import without
@@ -52,6 +53,7 @@ def seal(state: StoreState, cursor: dict[str, Any] | None) -> Delta | None:
     """
     with state.files:
         state.raise_failure()
+        flush_ahead(state)
         plan = _flip(state, cursor)
         if plan is None:
             store_sightings(state)

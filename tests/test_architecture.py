@@ -39,7 +39,7 @@ PYTHON_RANKS = [
     ["optimizers", "initializers", "policies", "lineage", "published", "storage.format"],
     ["storage.adopting", "storage.stream"],
     ["schema", "storage.framing"],
-    ["storage.record_file", "storage.log_file"],
+    ["storage.record_file", "storage.log_file", "storage.log_reader"],
     ["storage.contents", "storage.log_finish", "storage.scan"],
     [
         "storage.manifest",

@@ -24,7 +24,8 @@ from monolith_kv.storage.format import (
     RecordKind,
 )
 from monolith_kv.storage.framing import Record, corruption, decode_json, encode_json
-from monolith_kv.storage.log_file import LogReader, LogWriter, Torn
+from monolith_kv.storage.log_file import LogWriter
+from monolith_kv.storage.log_reader import LogReader, Torn
 
 TIME = np.dtype("<f8")
 FID = np.dtype("<u8")
@@ -222,9 +223,9 @@ class CallLogWriter:
         """Begin to flush, for a caller who has work to do until it calls `sync`."""
         self._log.begin_sync()
 
-    def sync(self, offset: int | None = None) -> None:
+    def sync(self, offset: int | None = None, *, is_patient: bool = True) -> None:
         """Return when the calls below `offset` (all by default) are on stable storage."""
-        self._log.sync(offset)
+        self._log.sync(offset, is_patient=is_patient)
 
     def close(self, clean: bool = True) -> None:
         """Close the log: durable and with an END record, unless `clean` is False."""

@@ -10,7 +10,7 @@ from monolith_kv.errors import CorruptionError
 from monolith_kv.storage import call_log, dense, files, format
 from monolith_kv.storage.format import FileType, Header, RecordKind, unpack_header
 from monolith_kv.storage.framing import Record, decode_json, encode_json
-from monolith_kv.storage.log_file import LogReader
+from monolith_kv.storage.log_reader import LogReader
 from monolith_kv.storage.record_file import RecordReader
 
 SHOWN_COUNT = 4  # Of ids; the rest is a number.

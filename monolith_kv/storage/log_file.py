@@ -1,62 +1,34 @@
-"""A record file that grows: appended to by one writer, synced in groups, read after a crash.
+"""A record file that grows: appended to by one writer, synced in groups.
 
 What must hold: a record is in the file wholly or it is cut off again; a failed fsync gives the file
 up for good; `LogWriter.sync` returns only when everything before the offset asked for is on stable
-storage. A reader cuts off a tail that was being written, and nothing else: damage in front of a
-record that is good, or below what is known durable, is rot.
+storage. How it is read after a crash: log_reader.py.
 """
 
 import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from monolith_kv.errors import ClosedError, Error
 from monolith_kv.storage import files
 from monolith_kv.storage.files import Buffer
 from monolith_kv.storage.format import (
-    ALIGNMENT,
-    FLAGS_KNOWN,
     HEADER_BYTES,
-    RECORD_BYTES_MAX,
-    RECORD_HEADER_BYTES,
     FileIdentity,
     FileType,
-    Header,
     RecordKind,
     pack_header,
     unpack_header,
 )
 from monolith_kv.storage.framing import (
-    Assembler,
-    Damage,
-    Part,
-    Record,
-    corruption,
-    decode_json,
     encode_json,
     frame_payload,
-    read_part,
 )
-from monolith_kv.storage.stream import File, Stream
 
-SECTOR_BYTES = 512  # The smallest unit a disk writes: what was not written reads as zeros.
-SCAN_BYTES = 8 << 20
 GROUP_CALLS = 6  # Calls that a flush waits for while others are on their way to append.
-GROUP_GAP_S = 0.1  # But no longer than this for each of them: they may be held up elsewhere.
+GROUP_GAP_S = 0.02  # But no longer than this in all: they may be held up elsewhere.
 BESIDE_BYTES = 256 << 10  # From here on memory has enough to do to wake a thread for the flush.
-
-
-class Torn(NamedTuple):
-    """A tail that was being written when the writer died: where, bytes, records (at least)."""
-
-    offset: int
-    bytes: int
-    records: int
 
 
 class LogWriter:
@@ -95,6 +67,7 @@ class LogWriter:
         self._is_shared = False  # Whether the last flush was for several.
         self._beside: threading.Thread | None = None  # Flushes beside callers; ends with the log.
         self._is_begun = False  # Whether it has something to do.
+        self._is_cut = False  # Whether bytes were cut off that a power cut may bring back.
         self._failure: OSError | None = None
         self._fd, temporary = files.create_temporary(path)
         try:
@@ -179,8 +152,9 @@ class LogWriter:
                 beside = threading.Thread(
                     target=self._work_beside, name="monolith-kv-flush", daemon=True
                 )
-                beside.start()
-                self._beside = beside
+                with contextlib.suppress(RuntimeError):  # No more threads: `sync` does it all.
+                    beside.start()
+                    self._beside = beside
 
     def _work_beside(self) -> None:
         with self._turn:
@@ -214,13 +188,15 @@ class LogWriter:
             self._durable = min(self._durable, self._end)
             self._cut_back()
 
-    def sync(self, offset: int | None = None) -> None:
+    def sync(self, offset: int | None = None, *, is_patient: bool = True) -> None:
         """Return when everything below `offset` is on stable storage; threads share flushes.
 
         Parameters
         ----------
         offset : int, optional
             As returned by `append`; by default all that was appended so far.
+        is_patient : bool
+            Whether to wait a moment for other callers: not for one whom they wait for.
 
         Raises
         ------
@@ -233,11 +209,16 @@ class LogWriter:
                 self._check()
                 if self._flushing:
                     self._turn.wait()
-                elif self._coming and self._gathered < GROUP_CALLS:
-                    if not self._turn.wait(GROUP_GAP_S):
-                        self._flush()
+                elif is_patient and self._is_group_coming():
+                    self._turn.wait_for(
+                        lambda: self._flushing or not self._is_group_coming(), GROUP_GAP_S
+                    )
+                    is_patient = False
                 else:
                     self._flush()
+
+    def _is_group_coming(self) -> bool:
+        return self._coming > 0 and self._gathered < GROUP_CALLS
 
     def close(self, clean: bool = True) -> None:
         """Close the log, with everything in it durable and an END record; again: nothing.
@@ -289,6 +270,8 @@ class LogWriter:
         self._flush()
 
     def _append(self, kind: int, payload: Buffer | Sequence[Buffer], table: int, count: int) -> int:
+        if self._is_cut:
+            self._settle_cut()
         end, previous, records = self._end, self._previous, self.records
         try:
             frames = frame_payload(
@@ -311,6 +294,20 @@ class LogWriter:
         except OSError as error:
             # What comes behind half a record would be lost with it.
             self._failure = error
+        self._is_cut = True
+
+    def _settle_cut(self) -> None:
+        """Make a cut durable before anything is written in its place.
+
+        After a power cut one sector may be there as it was: it has to read as never written, or a
+        good record behind it would make it rot.
+        """
+        try:
+            files.sync_file(self._fd)
+        except OSError as error:
+            self._failure = error
+        self._check()
+        self._is_cut = False
 
     def _flush(self) -> None:
         """Flush once, with the turn released meanwhile so that others can append and wait."""
@@ -341,175 +338,3 @@ class LogWriter:
             ) from self._failure
         if self._fd < 0:
             raise ClosedError(f"the log {self.path} is closed")
-
-
-# --- reading -------------------------------------------------------------------------------
-
-
-class LogReader:
-    """Reads a log up to its end or to its torn tail.
-
-    Parameters
-    ----------
-    path : str
-        The log.
-    file_type : FileType
-        What it has to be.
-    must_be_closed : bool
-        Refuse a torn tail and a missing END record: for a log that is known to have been closed.
-
-    Attributes
-    ----------
-    torn : Torn or None
-        Known once the iteration has ended.
-    is_closed : bool
-        Whether the END record was found; known once the iteration has ended.
-
-    Raises
-    ------
-    CorruptionError
-        Any damage that is not a torn tail.
-
-    Notes
-    -----
-    A tail is torn where a record does not verify, does not lie below what a good record states as
-    durable, and no good record comes behind it -- or where one does, but a sector in between was
-    never written, or not since the record began in it: after a power cut later blocks may have
-    reached the disk before earlier ones.
-    One reader serves one iteration at a time. Reads what was there when it was opened.
-    """
-
-    def __init__(self, path: str, file_type: FileType, *, must_be_closed: bool = False) -> None:
-        self.path = path
-        self.torn: Torn | None = None
-        self.is_closed = False
-        self._must_be_closed = must_be_closed
-        self._file = File(path)
-        self.size = self._file.size
-        head = bytes(self._file.view(0, HEADER_BYTES))
-        self.header: Header = unpack_header(head, path, file_type)
-        self._source = Stream(self._file)
-        self.meta: dict[str, Any] | None = None
-
-    def close(self) -> None:
-        """Close the file; payloads handed out stay valid."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Record]:
-        """Yield the records in order, each verified; then `torn` and `is_closed` are known."""
-        self.torn, self.is_closed, self.meta = None, False, None
-        assembler = Assembler(self.path)
-        offset, previous, records = HEADER_BYTES, self.header.crc, 0
-        while offset < self.size:
-            try:
-                part = read_part(self._source, offset, self.size, self.header.seed, previous)
-            except Damage as damage:
-                self._judge(offset, assembler.start, damage)
-                return
-            if part.header.kind == RecordKind.END:
-                self._finish(part, records, assembler.start)
-                return
-            try:
-                record = assembler.add(part)
-            except Damage as damage:
-                raise corruption(self.path, offset, damage) from None
-            offset, previous = part.end, part.header.crc
-            records += 1
-            if record is not None:
-                yield record
-        if assembler.start is not None:
-            self._tear(assembler.start, 1, Damage("the last call is not complete"))
-        elif self._must_be_closed:
-            self._refuse(offset, Damage("there is no end record"))
-
-    def _finish(self, part: Part, records: int, unfinished: int | None) -> None:
-        if part.end != self.size:
-            damage = f"{self.size - part.end} bytes lie behind the end of the log"
-            raise corruption(self.path, part.end, damage)
-        if part.header.count != records or unfinished is not None:
-            damage = f"the end counts {part.header.count} records, found {records}"
-            raise corruption(self.path, part.offset, damage)
-        self.meta = decode_json(part.payload, self.path, part.offset)
-        self.is_closed = True
-
-    def _judge(self, offset: int, start: int | None, damage: Damage) -> None:
-        """Tell rot from a tail that was being written."""
-        later = self._later_records(offset + ALIGNMENT)
-        if later:
-            # Records before the damage cannot state anything about it: only later ones do.
-            durable = max(part.header.durable for part in later)
-            if offset < durable or not self._has_hole(offset, later[0].offset):
-                raise corruption(
-                    self.path, offset, f"{damage}, and a good record follows at byte {later[0][2]}"
-                )
-        self._tear(offset if start is None else start, 1 + len(later), damage)
-
-    def _tear(self, offset: int, records: int, damage: Damage) -> None:
-        if self._must_be_closed:
-            self._refuse(offset, damage)
-        self.torn = Torn(offset, self.size - offset, records)
-
-    def _refuse(self, offset: int, damage: Damage) -> NoReturn:
-        raise corruption(self.path, offset, f"{damage}, though the log was closed cleanly")
-
-    def _later_records(self, offset: int) -> list[Part]:
-        """Return the good records from `offset` on, whatever lies between them."""
-        found: list[Part] = []
-        while (start := self.next_record(offset)) is not None:
-            # Mostly the next record starts where this one ends: then nothing is searched.
-            while start < self.size:
-                try:
-                    part = read_part(self._source, start, self.size, self.header.seed, None)
-                except Damage:
-                    break
-                found.append(part._replace(payload=memoryview(b"")))
-                start = part.end
-            offset = start
-        return found
-
-    def next_record(self, offset: int) -> int | None:
-        """Return where the first good record at or behind `offset` starts."""
-        while offset + RECORD_HEADER_BYTES <= self.size:
-            window = self._file.view(offset, SCAN_BYTES)
-            for start in _candidates(window, offset):
-                try:
-                    read_part(self._source, start, self.size, self.header.seed, None)
-                except Damage:
-                    continue
-                return start
-            # The next window overlaps by a header less one word: none falls between the two.
-            offset += (len(window) - RECORD_HEADER_BYTES) // ALIGNMENT * ALIGNMENT + ALIGNMENT
-        return None
-
-    def _has_hole(self, start: int, end: int) -> bool:
-        """Tell whether zeros run from `start` to the end of its sector, or fill a later one."""
-        rest = self._file.view(start, SECTOR_BYTES - start % SECTOR_BYTES)
-        if not any(rest):  # The sector is from before this record; its header is never all zeros.
-            return True
-        first, last = start // SECTOR_BYTES, -(-end // SECTOR_BYTES)
-        for offset in range(first * SECTOR_BYTES, last * SECTOR_BYTES, SCAN_BYTES):
-            data = self._file.view(offset, min(SCAN_BYTES, last * SECTOR_BYTES - offset))
-            whole = len(data) // SECTOR_BYTES * SECTOR_BYTES
-            sectors = np.frombuffer(data, np.uint8, whole).reshape(-1, SECTOR_BYTES)
-            if not sectors.any(axis=1).all():
-                return True
-        return False
-
-
-def _candidates(window: memoryview, offset: int) -> list[int]:
-    """Return where in the window a record header could be, as offsets in the file."""
-    words: NDArray[np.uint64] = np.frombuffer(window, "<u8", len(window) // ALIGNMENT)
-    places = len(words) - RECORD_HEADER_BYTES // ALIGNMENT + 1
-    if places <= 0:
-        return []
-    kinds = (words[2:] & np.uint64(0xFFFF))[:places]
-    flags = ((words[2:] >> np.uint64(16)) & np.uint64(0xFFFF))[:places]
-    likely = (words[1 : places + 1] <= RECORD_BYTES_MAX) & (flags <= FLAGS_KNOWN)
-    likely &= np.isin(kinds, np.array([int(kind) for kind in RecordKind], np.uint64))
-    return [offset + int(place) * ALIGNMENT for place in np.flatnonzero(likely)]

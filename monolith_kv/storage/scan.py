@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from monolith_kv.errors import FormatVersionError
 from monolith_kv.storage.format import HEADER_BYTES, FileType, RecordKind, unpack_header
 from monolith_kv.storage.framing import Assembler, Damage, Record, read_part
-from monolith_kv.storage.log_file import LogReader
+from monolith_kv.storage.log_reader import LogReader
 from monolith_kv.storage.stream import File, Stream
 
 

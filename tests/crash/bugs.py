@@ -85,8 +85,8 @@ WRITING = [
         "no-sync-in-sync",
         "a flush of the call log flushes nothing",
         f"{STORAGE}/log_file.py",
-        "        try:\n            files.sync_file(self._fd)\n        except OSError",
-        "        try:\n            pass\n        except OSError",
+        "failure: OSError | None = None\n        try:\n            files.sync_file(self._fd)\n",
+        "failure: OSError | None = None\n        try:\n            pass\n",
         f"{POWER_CUT}[sync]",
     ),
     bug(
@@ -247,7 +247,7 @@ READING = [
     bug(
         "torn-is-rot",
         "a torn tail is taken for rot",
-        f"{STORAGE}/log_file.py",
+        f"{STORAGE}/log_reader.py",
         "        self._tear(offset if start is None else start, 1 + len(later), damage)\n",
         "        raise corruption(self.path, offset, damage)\n",
         f"{UNIT}/test_store_modes.py::test_a_torn_tail_is_cut_kept_aside_and_reported",
@@ -255,7 +255,7 @@ READING = [
     bug(
         "rot-is-torn",
         "rot in front of good records is taken for a torn tail, and cut",
-        f"{STORAGE}/log_file.py",
+        f"{STORAGE}/log_reader.py",
         "            if offset < durable or not self._has_hole(offset, later[0].offset):\n",
         "            if False:\n",
         f"{LOG_FILE}::test_a_garbled_record_before_a_good_one_is_rot",
@@ -263,7 +263,7 @@ READING = [
     bug(
         "end-not-required",
         "a log that was closed may lack its end",
-        f"{STORAGE}/log_file.py",
+        f"{STORAGE}/log_reader.py",
         "        elif self._must_be_closed:\n",
         "        elif False:\n",
         f"{LOG_FILE}::test_a_log_known_to_be_closed_is_refused_without_its_end",

@@ -18,7 +18,7 @@ import monolith_kv as mkv
 from monolith_kv._checksum import crc32c
 from monolith_kv.storage import files, format
 from monolith_kv.storage.framing import frame_record
-from monolith_kv.storage.log_file import SECTOR_BYTES
+from monolith_kv.storage.log_reader import SECTOR_BYTES
 
 IDS = u64([*range(40), 2**64 - 1])
 ONES = np.ones((len(IDS), 3), np.float32)

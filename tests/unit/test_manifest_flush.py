@@ -142,3 +142,27 @@ def test_no_call_is_made_in_an_epoch_that_may_not_survive_a_power_cut(
     make_table(replica).push(IDS, ONES)
     replica.close()
     store.close()
+
+
+def test_a_delta_whose_position_may_not_survive_a_power_cut_is_not_acknowledged(
+    folder: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    unflushed_root: Callable[[str | Path], None],
+) -> None:
+    store = mkv.open(folder / "s", **options)
+    table = make_table(store)
+    deltas = []
+    for _ in range(3):
+        table.upsert(IDS, ONES)
+        deltas.append(store.seal())
+    replica = mkv.open(folder / "r", "replica", clock=options["clock"])
+    replica.apply(deltas[0])  # Makes the folder, which flushes the store's, too.
+    unflushed_root(replica.path)
+    with pytest.raises(OSError, match="error"):
+        replica.apply(deltas[1])
+    monkeypatch.undo()
+    assert replica.sequence == 2  # It counts, as after any manifest that may not survive.
+    assert replica.apply(deltas[2])
+    replica.close()
+    store.close()

@@ -20,7 +20,8 @@ from monolith_kv.storage.format import (
     FileType,
     RecordKind,
 )
-from monolith_kv.storage.log_file import SECTOR_BYTES, LogReader, LogWriter, Torn
+from monolith_kv.storage.log_file import LogWriter
+from monolith_kv.storage.log_reader import SECTOR_BYTES, LogReader, Torn
 
 IDENTITY = FileIdentity(UUID, 2, 7)
 PAYLOAD = b"\x55" * 100

@@ -189,3 +189,85 @@ def test_pushes_of_threads_at_once_are_all_there_after_a_crash(store_dir: Path) 
     with mkv.open(store_dir, mode="r") as reader:
         assert np.array_equal(reader.table("t").lookup(ids), expected)
     store.close()
+
+
+def test_who_comes_and_goes_without_an_append_holds_a_flush_up_once(
+    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_file, "GROUP_GAP_S", 0.05)
+    is_over = threading.Event()
+    is_there = threading.Barrier(3)
+
+    def come_and_go() -> None:
+        with log.coming():
+            is_there.wait(30)
+        while not is_over.is_set():
+            with log.coming():
+                pass
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    is_there.wait(30)
+    end = log.append(RecordKind.REMOVE, b"x")
+    pusher = threading.Thread(target=log.sync, args=(end,))
+    pusher.start()
+    pusher.join(20)
+    is_over.set()
+    for thread in threads:
+        thread.join(30)
+    assert not pusher.is_alive()
+    assert flushes
+
+
+def test_who_holds_others_up_waits_for_nobody(
+    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_file, "GROUP_GAP_S", None)  # It would wait for ever.
+    end = log.append(RecordKind.REMOVE, b"x")
+    with log.coming():
+        log.sync(end, is_patient=False)
+    assert len(flushes) == 1
+
+
+def test_a_pull_that_appends_nothing_holds_no_flush_up(
+    store_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.arange(10, dtype=np.uint64)
+    with mkv.open(store_dir, durability="sync", delta_interval=None) as store:
+        table = store.create_table("t", 2, optimizer=mkv.SGD(1.0))
+        table.pull(ids)
+        log = store._state.log
+        assert log is not None
+        seen = []
+        monkeypatch.setattr(log._log, "coming", lambda: seen.append(1))
+        table.pull(ids)
+    assert seen == []
+
+
+def test_a_cut_is_flushed_before_anything_is_written_in_its_place(
+    log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    write, sync, cut = files.write_all, files.sync_file, files.truncate_file
+    monkeypatch.setattr(files, "write_all", lambda *a: (steps.append("write"), write(*a))[1])
+    monkeypatch.setattr(files, "sync_file", lambda *a: (steps.append("sync"), sync(*a))[1])
+    monkeypatch.setattr(files, "truncate_file", lambda *a: (steps.append("cut"), cut(*a))[1])
+    log.append(RecordKind.REMOVE, b"kept")
+    log.take_back(log.append(RecordKind.REMOVE, b"taken back"))
+    log.append(RecordKind.REMOVE, b"in its place")
+    assert steps == ["write", "write", "cut", "sync", "write"]
+
+
+def test_a_thread_that_cannot_be_begun_costs_no_call(
+    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    end = log.append(RecordKind.REMOVE, LARGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        log.begin_sync()
+    log.sync(end)
+    assert len(flushes) == 1
