@@ -46,7 +46,7 @@ def pulls(world: World) -> list[Step]:
 def upserts(world: World) -> list[Step]:
     begin(world)
     return [
-        Step("upsert", lambda: world.upsert("item", 30, 20)),
+        Step("upsert", lambda: world.upsert("item", 30, 20), is_partial=world.is_upsert_partial),
         Step("push", lambda: world.push("item", 30, 20)),
     ]
 
@@ -78,7 +78,7 @@ def schemas(world: World) -> list[Step]:
     begin(world)
     return [
         Step("create", lambda: world.create("user", 2)),
-        Step("upsert", lambda: world.upsert("user", 0, 5)),
+        Step("upsert", lambda: world.upsert("user", 0, 5), is_partial=world.is_upsert_partial),
         Step("configure", lambda: world.table("item").configure(ttl="1d")),
         Step("drop", lambda: world.store.drop_table("item")),
         Step("create again", lambda: world.create("item", 1)),

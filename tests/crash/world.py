@@ -52,13 +52,15 @@ def rows_of(table: mkv.Table) -> dict[int, bytes]:
 
 
 def is_between(state: State, before: State, after: State) -> bool:
-    """Whether it is `before` with some of what is gone in `after` gone."""
-    if state.tables.keys() != before.tables.keys():
+    """Whether each row is as in `before` or as in `after`."""
+    if not state.tables.keys() == before.tables.keys() == after.tables.keys():
         return False
-    return all(
-        rows.items() <= before.tables[name].items() and rows.items() >= after.tables[name].items()
-        for name, rows in state.tables.items()
-    )
+    for name, rows in state.tables.items():
+        was, will_be = before.tables[name], after.tables[name]
+        for fid in rows.keys() | was.keys() | will_be.keys():
+            if rows.get(fid) not in (was.get(fid), will_be.get(fid)):
+                return False
+    return True
 
 
 class Step(NamedTuple):
@@ -67,7 +69,7 @@ class Step(NamedTuple):
     name: str
     run: Callable[[], object]
     is_durable: bool = False
-    is_partial: bool = False  # It may be half done: some of the rows that go are gone.
+    is_partial: bool = False  # It may be half done: some rows are as before, others as after it.
 
 
 class World:
@@ -98,6 +100,14 @@ class World:
         self.store: mkv.Store | None = None
         self.damaged = damaged
         self.live.mkdir(parents=True)
+
+    @property
+    def is_upsert_partial(self) -> bool:
+        """Whether an upsert without memory may be half done: docs/explanation/durability.md."""
+        return (
+            self.options.get("durability") not in ("batch", "sync")
+            and self.options.get("memory_limit") is None
+        )
 
     # --- stores
 
