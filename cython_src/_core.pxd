@@ -32,6 +32,8 @@ cdef class Core:
 
 
 cdef int raise_status(status_t status) except -1
+# The same; what was collected is freed before.
+cdef int raise_freeing(status_t status, Buffer* first, Buffer* second, Buffer* third) except -1
 cdef object take_bytes(Buffer* buffer)
 cdef object take_fids(Buffer* buffer)
 cdef const fid_t* fids_of(const uint64_t[::1] fids) noexcept

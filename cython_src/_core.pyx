@@ -89,6 +89,18 @@ cdef class Owned:
         free(self.data)
 
 
+cdef int raise_freeing(
+    status_t status, Buffer* first, Buffer* second, Buffer* third
+) except -1:
+    if status != STATUS_OK:
+        buffer_free(first)
+        if second != NULL:
+            buffer_free(second)
+        if third != NULL:
+            buffer_free(third)
+    return raise_status(status)
+
+
 cdef object take_bytes(Buffer* buffer):
     """The bytes of a buffer as an array of uint8, which takes its memory over."""
     cdef Owned owned

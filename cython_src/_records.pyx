@@ -8,7 +8,15 @@ from libc.string cimport memcpy
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve
 from monolith_kv._codec cimport record_fid
-from monolith_kv._core cimport Core, batch_of, raise_status, take_bytes, take_fids, whole_seconds
+from monolith_kv._core cimport (
+    Core,
+    batch_of,
+    raise_freeing,
+    raise_status,
+    take_bytes,
+    take_fids,
+    whole_seconds,
+)
 from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, cuckoo_expect
 from monolith_kv._expiry cimport (
     shard_expire,
@@ -132,7 +140,7 @@ cdef class Records(Core):
             for shard in range(SHARDS):
                 status |= shard_pack(&self.shards[shard], &batch, shard, &records, &cold)
             batch_destroy(&batch)
-        raise_status(status)
+        raise_freeing(status, &records, &cold, NULL)
         return take_bytes(&records), take_fids(&cold)
 
     def promote(self, const uint8_t[::1] records):
@@ -171,7 +179,7 @@ cdef class Records(Core):
             for shard in range(SHARDS):
                 status |= shard_cold(&self.shards[shard], &batch, shard, &cold)
             batch_destroy(&batch)
-        raise_status(status)
+        raise_freeing(status, &cold, NULL, NULL)
         return distinct(take_fids(&cold))
 
     def coldest(self, count, bint dirty):
@@ -186,7 +194,7 @@ cdef class Records(Core):
         with nogil:
             for shard in range(SHARDS):
                 status |= shard_coldest(&self.shards[shard], part, dirty, &fids)
-        raise_status(status)
+        raise_freeing(status, &fids, NULL, NULL)
         return distinct(take_fids(&fids))
 
     def walk(self, cursor):
@@ -198,7 +206,7 @@ cdef class Records(Core):
         with nogil:
             status = shard_walk(
                 &self.shards[hash_shard(position)], position, &fids, &next_position)
-        raise_status(status)
+        raise_freeing(status, &fids, NULL, NULL)
         return take_fids(&fids), next_position if next_position else -1
 
     # --- expiry ------------------------------------------------------------------------------
@@ -215,7 +223,7 @@ cdef class Records(Core):
             status = shard_expired(
                 &self.shards[hash_shard(position)], position, now_s, &fids, &cold,
                 &next_position)
-        raise_status(status)
+        raise_freeing(status, &fids, &cold, NULL)
         return take_fids(&fids), take_fids(&cold), next_position if next_position else -1
 
     def expire(self, const uint64_t[::1] ids, double now):

@@ -25,6 +25,7 @@ from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
 from monolith_kv._core cimport (
     batch_of,
     fids_of,
+    raise_freeing,
     raise_status,
     take_bytes,
     take_fids,
@@ -97,7 +98,7 @@ cdef class TableCore(Views):
             with nogil:
                 status = shards_lookup(
                     self.shards, fids, count, &out[0, 0], flags, &cold, NULL, False)
-        raise_status(status)
+        raise_freeing(status, &cold, NULL, NULL)
         return cold_positions(&cold)
 
     def lookup_pooled(
@@ -117,7 +118,7 @@ cdef class TableCore(Views):
         with nogil:
             status = pool_bags(
                 self.shards, fids, &offsets[0], bags, combiner, factors, &out[0, 0], &cold)
-        raise_status(status)
+        raise_freeing(status, &cold, NULL, NULL)
         return cold_positions(&cold)
 
     def contains(self, const uint64_t[::1] ids, uint8_t[::1] out):
@@ -138,7 +139,7 @@ cdef class TableCore(Views):
         buffer_init(&cold)
         with nogil:
             status = shards_state(self.shards, fids, count, &out[0, 0], &cold)
-        raise_status(status)
+        raise_freeing(status, &cold, NULL, NULL)
         return cold_positions(&cold)
 
     def timestamps(self, const uint64_t[::1] ids, int64_t[::1] out):
@@ -151,7 +152,7 @@ cdef class TableCore(Views):
         buffer_init(&cold)
         with nogil:
             status = shards_timestamps(self.shards, fids, count, &out[0], &cold)
-        raise_status(status)
+        raise_freeing(status, &cold, NULL, NULL)
         return cold_positions(&cold)
 
     # --- changes -----------------------------------------------------------------------------
@@ -276,7 +277,7 @@ cdef class TableCore(Views):
                     self.forget(&inserted)
                 self.barrier.leave()
                 batch_destroy(&batch)
-            raise_status(status)
+            raise_freeing(status, &inserted, NULL, NULL)
         return take_fids(&inserted)
 
     def check_upsert(self, const float[:, ::1] rows):

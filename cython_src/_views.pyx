@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_init, buffer_reserve
-from monolith_kv._core cimport batch_of, raise_status, take_bytes, take_fids
+from monolith_kv._core cimport batch_of, raise_freeing, raise_status, take_bytes, take_fids
 from monolith_kv._digest cimport RowDigest, digest_add
 from monolith_kv._hashing cimport SHARDS, hash_shard
 from monolith_kv._records cimport Records
@@ -71,7 +71,7 @@ cdef class Views(Records):
                 status |= shard_seal_read(
                     &self.shards[shard], &batch, shard, &records, &absent, &cold)
             batch_destroy(&batch)
-        raise_status(status)
+        raise_freeing(status, &records, &absent, &cold)
         return take_bytes(&records), take_fids(&absent), take_fids(&cold)
 
     def seal_claim(self, const uint8_t[::1] records):
@@ -176,7 +176,7 @@ cdef class Views(Records):
         with nogil:
             status = shard_snapshot_read(
                 &self.shards[hash_shard(position)], position, &records, &cold, &next_position)
-        raise_status(status)
+        raise_freeing(status, &records, &cold, NULL)
         return take_bytes(&records), take_fids(&cold), next_position if next_position else -1
 
     def snapshot_end(self):
