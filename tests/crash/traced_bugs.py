@@ -37,7 +37,7 @@ def name_first() -> None:
 
 
 def acknowledge_first() -> None:
-    LogWriter.sync = lambda self, offset=None: None  # type: ignore[method-assign]
+    LogWriter.sync = lambda self, offset=None, **_: None  # type: ignore[method-assign]
 
 
 def delete_first() -> None:
