@@ -158,7 +158,8 @@ def restore(
     -----
     One snapshot, without `keep`, is read once and not copied where that can be helped: the new
     store shares its file, by a clone or else by a hard link, which makes the file read-only. To
-    remove it, or to replace it by renaming, does no harm to the store.
+    remove it, or to replace it by renaming, does no harm to the store; root, whom the mode does
+    not keep from writing over it, restores from a copy.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Take a finished file over without copying its bytes, where the file system allows it.
 
-What must hold: what was taken over is durable under its new name; nobody can change it by way of
-the old one. See docs/decisions/0010-restore-takes-the-file-over.md.
+What must hold: what was taken over is durable under its new name; nobody but root can change it by
+way of the old one. See docs/decisions/0010-restore-takes-the-file-over.md.
 """
 
 import fcntl
