@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+import numpy as np
+
 from monolith_kv.errors import Error
 from monolith_kv.storage import files
 from monolith_kv.storage.files import Buffer
@@ -252,11 +254,13 @@ class RecordReader:
             return None
         start = max(HEADER_BYTES, self.size - TAIL_BYTES)
         tail = self._file.view(start, self.size - start)
-        for at in range(len(tail) - RECORD_HEADER_BYTES, -1, -ALIGNMENT):
+        # Where a record may begin, from the front, and the bytes from behind its header to the end.
+        lengths = np.frombuffer(tail, "<u8")[1 : -(RECORD_HEADER_BYTES // ALIGNMENT) + 2]
+        rest = np.arange(len(lengths) - 1, -1, -1, dtype=np.uint64) * ALIGNMENT
+        for place in np.flatnonzero(rest - lengths < ALIGNMENT)[::-1]:
+            at = int(place) * ALIGNMENT
             header = RecordHeader(*RECORD.unpack_from(tail, at))
-            if (header.kind, header.flags) == (RecordKind.END, 0) and (
-                RECORD_HEADER_BYTES + padded(header.length) == len(tail) - at
-            ):
+            if (header.kind, header.flags) == (RecordKind.END, 0):
                 with contextlib.suppress(Damage):
                     read_part(self._file, start + at, self.size, self.header.seed, None)
                     return start + at
