@@ -1,6 +1,8 @@
 """Bytes of a file: at any place, or from front to end with the disk reading ahead."""
 
+import errno
 import os
+import sys
 import weakref
 
 import numpy as np
@@ -10,6 +12,10 @@ from monolith_kv.storage import files
 
 WINDOW_BYTES = 4 << 20
 AHEAD_BYTES = 4 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
+# Of a file this large the system keeps nothing: as much memory would be needed again, beside what
+# the file becomes here, and what others read would be driven out. What it has already, it keeps.
+UNCACHED_BYTES_MIN = 64 << 20
+UNCACHED = 0x80 if sys.platform == "linux" else 0  # linux/fs.h: RWF_DONTCACHE, since 6.14.
 
 
 class File:
@@ -24,6 +30,7 @@ class File:
     def __init__(self, path: str) -> None:
         self._fd = files.open_readable(path)
         self.size = os.fstat(self._fd).st_size
+        self._flags = UNCACHED if self.size >= UNCACHED_BYTES_MIN else 0
 
     def view(self, offset: int, size: int) -> memoryview:
         """Return `size` bytes from `offset` on, fewer at the end of the file."""
@@ -32,13 +39,23 @@ class File:
     def read_into(self, memory: NDArray[np.uint8], offset: int) -> memoryview:
         """Fill `memory` with the bytes from `offset` on; return a view of those that are there."""
         view, done = memory.data, 0
-        while done < len(view) and (count := os.preadv(self._fd, [view[done:]], offset + done)):
+        while done < len(view) and (count := self._read(view[done:], offset + done)):
             done += count
         return view[:done].toreadonly()
 
+    def _read(self, view: memoryview, offset: int) -> int:
+        if self._flags:
+            try:
+                return os.preadv(self._fd, [view], offset, self._flags)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                self._flags = 0  # An older system, or a file system that cannot.
+        return os.preadv(self._fd, [view], offset)
+
     def expect(self, offset: int, size: int) -> None:
-        """Let the disk begin to read."""
-        if size > 0 and hasattr(os, "posix_fadvise"):
+        """Let the disk begin to read, unless the system keeps nothing: then it does by itself."""
+        if size > 0 and not self._flags and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:

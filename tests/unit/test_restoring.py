@@ -203,6 +203,47 @@ def test_memory_of_a_window_that_nobody_looks_at_serves_the_next(
     assert len(places) == 1
 
 
+@pytest.mark.skipif(not stream.UNCACHED, reason="the system has no reads that leave no cache")
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_of_a_large_file_no_cache_is_kept_where_the_system_can(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    asked: list[int] = []
+    preadv = os.preadv
+
+    def read(fd: int, views: list[memoryview], at: int, flags: int = 0) -> int:
+        asked.append(flags)
+        if is_refused and flags:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return preadv(fd, views, at)
+
+    monkeypatch.setattr(os, "preadv", read)
+    monkeypatch.setattr(stream, "UNCACHED_BYTES_MIN", 1000)
+    for name, size in (("small", 999), ("large", 1000)):
+        data = np.random.default_rng(5).bytes(size)
+        (folder / name).write_bytes(data)
+        file = File(str(folder / name))
+        assert bytes(file.view(0, size)) == data
+        assert bytes(file.view(10, 20)) == data[10:30]
+    with_cache = [0, 0]
+    uncached = [stream.UNCACHED, 0, 0] if is_refused else [stream.UNCACHED] * 2
+    assert asked == with_cache + uncached
+
+
+def test_an_error_of_the_disk_is_not_taken_for_a_refusal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(fd: int, views: list[memoryview], at: int, flags: int = 0) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(stream, "UNCACHED_BYTES_MIN", 1)
+    (folder / "a").write_bytes(bytes(10))
+    file = File(str(folder / "a"))
+    monkeypatch.setattr(os, "preadv", read)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        file.view(0, 10)
+
+
 def test_a_loader_passes_on_what_its_threads_fail_at() -> None:
     def apply(records: Any, removed: Any) -> None:
         raise MemoryError("no memory for more rows")
