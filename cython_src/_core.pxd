@@ -36,6 +36,7 @@ cdef int raise_status(status_t status) except -1
 cdef int raise_freeing(status_t status, Buffer* first, Buffer* second, Buffer* third) except -1
 cdef object take_bytes(Buffer* buffer)
 cdef object take_fids(Buffer* buffer)
+cdef bytes join_parts(parts)
 cdef const fid_t* fids_of(const uint64_t[::1] fids) noexcept
 cdef int batch_of(Batch* batch, const uint64_t[::1] fids) except -1
 

@@ -42,6 +42,7 @@ from monolith_kv._sketch cimport (
     sketch_destroy,
     sketch_error_estimate,
     sketch_fill,
+    sketch_replace,
     sketch_resize_counts,
     sketch_size_bytes,
 )
@@ -116,6 +117,11 @@ cdef object take_bytes(Buffer* buffer):
 
 cdef object take_fids(Buffer* buffer):
     return take_bytes(buffer).view(np.uint64)
+
+
+cdef bytes join_parts(parts):
+    """The shards' bytes, each behind its length as u64."""
+    return b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)])
 
 
 cdef const fid_t* fids_of(const uint64_t[::1] fids) noexcept:
@@ -437,8 +443,7 @@ cdef status_t sketch_settle(
     if fresh.width == sketch.width and fresh.window_s == sketch.window_s:
         sketch_destroy(&fresh)
         return sketch_resize_counts(sketch, count_max)
-    sketch_destroy(sketch)
-    sketch[0] = fresh
+    sketch_replace(sketch, &fresh)
     return STATUS_OK
 
 

@@ -9,7 +9,7 @@ the latter two still wants it is packed first (copy on write), so a view is of o
 The digest of a row that is trained over and over is not kept up at each change: its old one is
 taken out of the sum at the first (ROW_UNSUMMED), the new one is put in when a seal reads the row or
 somebody asks. Such a row is always among those touched since the last seal, or in a seal's way. The
-digest of a seal's instant is the sum at that instant and those rows in its way that were not in it.
+digest of a view's instant is the sum at that instant and those rows in its way that were not in it.
 
 Functions shard_* of the modules above this one lock the shard; functions whose name begins with
 `locked_` are called with the lock held alone, those with `shared_` with all shards' held at least
@@ -98,6 +98,8 @@ cdef struct Shard:
     Buffer seal_saved              # records of rows that changed before the seal read them
     uint64_t snapshot_flag         # a header with this ROW_SNAPSHOT bit is out of a snapshot's way
     uint64_t snapshot_left         # rows that a snapshot still has to read
+    RowDigest snapshot_digest      # of the rows at the flip, once the snapshot has read all
+    size_t snapshot_touched        # bytes of `touched` at the flip
     Buffer snapshot_saved
     uint64_t hand                  # where the search for cold rows goes on, a hash
 

@@ -141,18 +141,36 @@ cdef void locked_pack(const Shard* shard, fid_t fid, row_t row, uint8_t* out) no
         arena_state(&shard.arena, row), shard.policy.state_floats)
 
 
+cdef inline bint seal_wants(const Shard* shard, uint64_t header) noexcept nogil:
+    return shard.is_sealing and (header & seal_flag(shard)) != 0
+
+
+cdef inline bint snapshot_wants(const Shard* shard, uint64_t header) noexcept nogil:
+    return (header & ROW_SNAPSHOT) != shard.snapshot_flag
+
+
+cdef void locked_sum_views(Shard* shard, uint64_t header, RowDigest digest) noexcept nogil:
+    """Put the digest of a row that was not in the sum into that of each view that wants it."""
+    if seal_wants(shard, header):
+        digest_add(&shard.seal_digest, digest)
+    if snapshot_wants(shard, header):
+        digest_add(&shard.snapshot_digest, digest)
+
+
 cdef void locked_save(Shard* shard, fid_t fid, row_t row) noexcept nogil:
     """Pack a row for the views that still want it as it is; locked_reserve made room."""
     cdef uint64_t* header = arena_header(&shard.arena, row)
-    if shard.is_sealing and header[0] & seal_flag(shard):
+    cdef bint is_sealed = seal_wants(shard, header[0])
+    cdef bint is_shot = snapshot_wants(shard, header[0])
+    if (is_sealed or is_shot) and header[0] & ROW_UNSUMMED:
+        locked_sum_views(
+            shard, header[0],
+            digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
+    if is_sealed:
         header[0] &= ~seal_flag(shard)
-        if header[0] & ROW_UNSUMMED:
-            digest_add(
-                &shard.seal_digest,
-                digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim))
         locked_pack(
             shard, fid, row, buffer_extend(&shard.seal_saved, shard.policy.record_bytes))
-    if (header[0] & ROW_SNAPSHOT) != shard.snapshot_flag:
+    if is_shot:
         header[0] ^= ROW_SNAPSHOT
         shard.snapshot_left -= 1
         locked_pack(
@@ -177,8 +195,7 @@ cdef void locked_sum(Shard* shard, fid_t fid, row_t row) noexcept nogil:
         header[0] &= ~<uint64_t>ROW_UNSUMMED
         digest = digest_row(fid, arena_embedding(&shard.arena, row), shard.policy.dim)
         digest_add(&shard.digest, digest)
-        if shard.is_sealing and header[0] & seal_flag(shard):
-            digest_add(&shard.seal_digest, digest)
+        locked_sum_views(shard, header[0], digest)
 
 
 cdef void locked_sum_all(Shard* shard) noexcept nogil:

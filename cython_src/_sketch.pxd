@@ -9,6 +9,7 @@ Estimates are too high only for ids whose cells are shared in all rows (Cormode,
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from monolith_kv._frozen cimport Frozen
 from monolith_kv._hashing cimport hash_mix, hash_range
 from monolith_kv._types cimport status_t, unix_s_t
 
@@ -17,6 +18,16 @@ cdef extern from "prefetch.h":
 
 cdef enum:
     SKETCH_ROWS = 4   # On disk: never change.
+    SKETCH_HEADER_BYTES = 48   # of a packed sketch. On disk: never change.
+
+cdef struct SketchView:
+    # What a sketch was at one instant; see sketch_freeze.
+    Frozen frozen               # its cells
+    uint8_t* owned              # those cells, once the sketch has others; or NULL
+    size_t generation_bytes
+    size_t used_bytes           # of a generation
+    uint32_t current
+    uint8_t header[SKETCH_HEADER_BYTES]
 
 
 cdef struct Sketch:
@@ -32,6 +43,7 @@ cdef struct Sketch:
     unix_s_t start              # when the current generation began
     bint is_started             # False until the first sighting: `start` means nothing
     uint64_t occupied[2][4]     # cells that are not 0, by generation and row
+    SketchView view
 
 
 # Sized so that with `capacity` distinct ids in each window at most a share `error` of the ids is
@@ -40,6 +52,8 @@ cdef status_t sketch_create(
     Sketch* sketch, uint64_t capacity, double error, unix_s_t window_s, uint32_t count_max
 ) noexcept nogil
 cdef void sketch_destroy(Sketch* sketch) noexcept nogil
+# Take over the cells of `fresh`; a view stays of those before.
+cdef void sketch_replace(Sketch* sketch, const Sketch* fresh) noexcept nogil
 
 # Move the window on to `now`. A clock that goes back moves nothing.
 cdef void sketch_advance(Sketch* sketch, unix_s_t now) noexcept nogil
@@ -63,6 +77,16 @@ cdef void sketch_pack(const Sketch* sketch, uint8_t* out) noexcept nogil
 cdef status_t sketch_unpack(
     Sketch* sketch, const uint8_t* data, size_t n, bint add
 ) noexcept nogil
+# Take an instant, whose packed bytes may then be read while counting goes on. It copies nothing.
+cdef status_t sketch_freeze(Sketch* sketch) noexcept nogil
+# 0 where there is no view.
+cdef size_t sketch_frozen_bytes(const Sketch* sketch) noexcept nogil
+# Cells of the view's current generation (age 0) or the one before (1), from `start` on, which is a
+# multiple of FROZEN_BLOCK_BYTES. Each once.
+cdef void sketch_frozen_read(
+    Sketch* sketch, uint32_t age, size_t start, size_t size_bytes, uint8_t* out) noexcept nogil
+# End the view; again: nothing.
+cdef void sketch_thaw(Sketch* sketch) noexcept nogil
 # Make room for a larger threshold, keeping the counts. Never narrows cells.
 cdef status_t sketch_resize_counts(Sketch* sketch, uint32_t count_max) noexcept nogil
 

@@ -2,7 +2,9 @@
 
 from libc.math cimport ceil, sqrt
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
+from monolith_kv._frozen cimport frozen_begin, frozen_end, frozen_read, frozen_save
 from monolith_kv._types cimport STATUS_BAD_DATA, STATUS_OK, STATUS_OUT_OF_MEMORY
 from monolith_kv._types cimport status_t, unix_s_t
 
@@ -36,7 +38,6 @@ cdef enum:
     COUNT_MAX_NARROW = 255
     COUNT_MAX_WIDE = 65535
     # The header of a packed sketch, little-endian. On disk: never renumber.
-    HEADER_BYTES = 48
     AT_MAGIC = 0                  # u32
     AT_VERSION = 4                # u32
     AT_CELL_BYTES = 8             # u32
@@ -57,6 +58,7 @@ cdef status_t sketch_create(
     Sketch* sketch, uint64_t capacity, double error, unix_s_t window_s, uint32_t count_max
 ) noexcept nogil:
     sketch.cells = NULL
+    memset(&sketch.view, 0, sizeof(SketchView))
     # A shard does not get exactly its part of the ids: leave room for four standard deviations.
     cdef double ids = <double>capacity + 4.0 * sqrt(<double>capacity) + 16.0
     cdef double width = ceil(ids / fill_per_row(error))
@@ -104,9 +106,67 @@ cdef status_t sketch_map_cells(Sketch* sketch) noexcept nogil:
 
 
 cdef void sketch_destroy(Sketch* sketch) noexcept nogil:
+    sketch_thaw(sketch)
     if sketch.cells != NULL:
         munmap(sketch.cells, 2 * sketch.generation_bytes)
         sketch.cells = NULL
+
+
+cdef void sketch_replace(Sketch* sketch, const Sketch* fresh) noexcept nogil:
+    cdef SketchView view = sketch.view
+    if view.frozen.live != NULL and view.frozen.live == sketch.cells:
+        view.owned = sketch.cells
+        sketch.cells = NULL
+    memset(&sketch.view, 0, sizeof(SketchView))
+    sketch_destroy(sketch)
+    sketch[0] = fresh[0]
+    sketch.view = view
+
+
+# --- a view -------------------------------------------------------------------------------------
+
+cdef status_t sketch_freeze(Sketch* sketch) noexcept nogil:
+    cdef SketchView* view = &sketch.view
+    sketch_thaw(sketch)
+    if frozen_begin(
+            &view.frozen, sketch.cells, 2 * sketch.generation_bytes) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    view.generation_bytes = sketch.generation_bytes
+    view.used_bytes = <size_t>SKETCH_ROWS * sketch.width * sketch.cell_bytes
+    view.current = sketch.current
+    header_pack(sketch, view.header)
+    return STATUS_OK
+
+
+cdef size_t sketch_frozen_bytes(const Sketch* sketch) noexcept nogil:
+    if sketch.view.frozen.live == NULL:
+        return 0
+    return SKETCH_HEADER_BYTES + 2 * sketch.view.used_bytes
+
+
+cdef void sketch_frozen_read(
+    Sketch* sketch, uint32_t age, size_t start, size_t size_bytes, uint8_t* out
+) noexcept nogil:
+    # Cells lie in memory as in a file: both are little-endian.
+    frozen_read(
+        &sketch.view.frozen, (sketch.view.current ^ age) * sketch.view.generation_bytes + start,
+        size_bytes, out)
+
+
+cdef void sketch_thaw(Sketch* sketch) noexcept nogil:
+    if sketch.view.owned != NULL:
+        munmap(sketch.view.owned, 2 * sketch.view.generation_bytes)
+    frozen_end(&sketch.view.frozen)
+    memset(&sketch.view, 0, sizeof(SketchView))
+
+
+cdef inline void before_change(
+    Sketch* sketch, uint32_t generation, size_t offset, size_t size_bytes
+) noexcept nogil:
+    """Keep cells as they are for a view of them."""
+    if sketch.view.frozen.live == sketch.cells:
+        frozen_save(
+            &sketch.view.frozen, generation * sketch.generation_bytes + offset, size_bytes)
 
 
 # --- the window ---------------------------------------------------------------------------------
@@ -126,6 +186,7 @@ cdef void forget_occupied(Sketch* sketch, uint32_t generation) noexcept nogil:
 cdef void generation_clear(Sketch* sketch, uint32_t generation) noexcept nogil:
     if sketch.occupied[generation][0] == 0:
         return    # Each sighting counts in every row: if one row is empty, all are.
+    before_change(sketch, generation, 0, sketch.generation_bytes)
     sketch_zero(sketch.cells + generation * sketch.generation_bytes, sketch.generation_bytes)
     forget_occupied(sketch, generation)
 
@@ -202,6 +263,8 @@ cdef uint32_t sketch_see(Sketch* sketch, uint64_t hashed, unix_s_t now) noexcept
     for row in range(SKETCH_ROWS):
         i = row * sketch.width + places[row]
         if cell_get(cells, sketch.cell_bytes, i) == least:
+            before_change(
+                sketch, sketch.current, i * sketch.cell_bytes, sketch.cell_bytes)
             cell_set(cells, sketch.cell_bytes, i, least + 1)
             sketch.occupied[sketch.current][row] += least == 0
     return before + least + 1
@@ -261,13 +324,10 @@ cdef inline void store_le(uint8_t* out, uint64_t value, size_t n) noexcept nogil
 
 
 cdef size_t sketch_packed_bytes(const Sketch* sketch) noexcept nogil:
-    return HEADER_BYTES + <size_t>2 * SKETCH_ROWS * sketch.width * sketch.cell_bytes
+    return SKETCH_HEADER_BYTES + <size_t>2 * SKETCH_ROWS * sketch.width * sketch.cell_bytes
 
 
-cdef void sketch_pack(const Sketch* sketch, uint8_t* out) noexcept nogil:
-    cdef size_t cells = <size_t>SKETCH_ROWS * sketch.width
-    cdef size_t age, i
-    cdef const uint8_t* source
+cdef void header_pack(const Sketch* sketch, uint8_t* out) noexcept nogil:
     store_le(out + AT_MAGIC, MAGIC, 4)
     store_le(out + AT_VERSION, VERSION, 4)
     store_le(out + AT_CELL_BYTES, sketch.cell_bytes, 4)
@@ -277,7 +337,14 @@ cdef void sketch_pack(const Sketch* sketch, uint8_t* out) noexcept nogil:
     store_le(out + AT_START, <uint64_t>sketch.start, 8)
     store_le(out + AT_COUNT_MAX, sketch.count_max, 4)
     store_le(out + AT_IS_STARTED, 1 if sketch.is_started else 0, 4)
-    out += HEADER_BYTES
+
+
+cdef void sketch_pack(const Sketch* sketch, uint8_t* out) noexcept nogil:
+    cdef size_t cells = <size_t>SKETCH_ROWS * sketch.width
+    cdef size_t age, i
+    cdef const uint8_t* source
+    header_pack(sketch, out)
+    out += SKETCH_HEADER_BYTES
     for age in range(2):
         source = sketch.cells + (sketch.current ^ age) * sketch.generation_bytes
         for i in range(cells):
@@ -288,7 +355,7 @@ cdef void sketch_pack(const Sketch* sketch, uint8_t* out) noexcept nogil:
 cdef bint header_fits(const Sketch* sketch, const uint8_t* data, size_t n) noexcept nogil:
     cdef uint64_t cell_bytes, is_started, count_max
     cdef unix_s_t start
-    if n < HEADER_BYTES:
+    if n < SKETCH_HEADER_BYTES:
         return False
     if load_le(data + AT_MAGIC, 4) != MAGIC or load_le(data + AT_VERSION, 4) != VERSION:
         return False
@@ -308,7 +375,7 @@ cdef bint header_fits(const Sketch* sketch, const uint8_t* data, size_t n) noexc
     start = <unix_s_t>load_le(data + AT_START, 8)
     if is_started > 1 or start != clamp_time(start) or (is_started == 0 and start != 0):
         return False
-    return n == HEADER_BYTES + <size_t>2 * SKETCH_ROWS * sketch.width * cell_bytes
+    return n == SKETCH_HEADER_BYTES + <size_t>2 * SKETCH_ROWS * sketch.width * cell_bytes
 
 
 cdef inline uint32_t count_convert(
@@ -327,6 +394,7 @@ cdef void generation_add(
     cdef uint32_t limit = cell_limit(sketch.cell_bytes)
     cdef uint32_t count, before
     cdef size_t row, i, place
+    before_change(sketch, generation, 0, sketch.generation_bytes)
     for row in range(SKETCH_ROWS):
         for place in range(sketch.width):
             i = row * sketch.width + place
@@ -358,7 +426,7 @@ cdef status_t sketch_unpack(
         return STATUS_OK
     start = <unix_s_t>load_le(data + AT_START, 8)
     data_bytes = <uint32_t>load_le(data + AT_CELL_BYTES, 4)
-    current = data + HEADER_BYTES
+    current = data + SKETCH_HEADER_BYTES
     previous = current + <size_t>SKETCH_ROWS * sketch.width * data_bytes
     if not sketch.is_started:
         sketch.is_started = True
@@ -404,6 +472,5 @@ cdef status_t sketch_resize_counts(Sketch* sketch, uint32_t count_max) noexcept 
     wide.occupied = sketch.occupied
     wide.start = sketch.start
     wide.is_started = sketch.is_started
-    sketch_destroy(sketch)
-    sketch[0] = wide
+    sketch_replace(sketch, &wide)
     return STATUS_OK

@@ -25,6 +25,7 @@ from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
 from monolith_kv._core cimport (
     batch_of,
     fids_of,
+    join_parts,
     raise_freeing,
     raise_status,
     take_bytes,
@@ -320,6 +321,16 @@ cdef class TableCore(Views):
             lock_leave(&shard.lock)
         return join_parts(parts)
 
+    def take_sightings(self):
+        cdef size_t i
+        parts = []
+        for i in range(SHARDS):
+            with nogil:
+                lock_alone(&self.shards[i].lock)
+            parts.append(take_bytes(&self.shards[i].sightings))
+            lock_leave(&self.shards[i].lock)
+        return parts
+
     def see(self, bytes data, bint pending):
         parts = split_parts(data)
         cdef const uint8_t[::1] runs
@@ -382,11 +393,6 @@ cdef class TableCore(Views):
 
 cdef bytes buffer_bytes(const Buffer* buffer):
     return bytes(<uint8_t[:buffer.count]>buffer.data) if buffer.count else b""
-
-
-cdef bytes join_parts(parts):
-    """The shards' bytes, each behind its length as u64."""
-    return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 
 cdef list split_parts(bytes data):

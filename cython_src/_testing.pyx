@@ -26,6 +26,7 @@ from monolith_kv._pages cimport (
     part_bytes,
 )
 from monolith_kv._sketch cimport (
+    SKETCH_HEADER_BYTES,
     Sketch,
     sketch_advance,
     sketch_create,
@@ -33,6 +34,9 @@ from monolith_kv._sketch cimport (
     sketch_error_estimate,
     sketch_estimate,
     sketch_fill,
+    sketch_freeze,
+    sketch_frozen_bytes,
+    sketch_frozen_read,
     sketch_pack,
     sketch_packed_bytes,
     sketch_prefetch,
@@ -292,3 +296,15 @@ cdef class SketchDoor:
     def resize_counts(self, uint32_t count_max):
         """The status code."""
         return <int>sketch_resize_counts(&self.sketch, count_max)
+
+    def freeze(self):
+        """Take an instant; the header of its packed bytes, and how many cells follow, twice."""
+        if sketch_freeze(&self.sketch) != STATUS_OK:
+            raise MemoryError
+        size = sketch_frozen_bytes(&self.sketch) - SKETCH_HEADER_BYTES
+        return bytes(self.sketch.view.header[:SKETCH_HEADER_BYTES]), size // 2
+
+    def frozen(self, uint32_t age, size_t start, size_t size):
+        cdef uint8_t[::1] out = np.empty(size, np.uint8)
+        sketch_frozen_read(&self.sketch, age, start, size, &out[0])
+        return bytes(out)

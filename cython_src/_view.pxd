@@ -29,7 +29,12 @@ cdef void shard_seal_abort(Shard* shard) noexcept nogil
 # Count ids, there or not, as touched: their last state is in no delta yet.
 cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexcept nogil
 
-cdef void shard_snapshot_flip(Shard* shard) noexcept nogil
+# Fails, where memory lacks, only for a gated table.
+cdef status_t shard_snapshot_flip(Shard* shard) noexcept nogil
+# The fids touched or removed between the last seal and the flip; no seal has begun since.
+cdef status_t shard_snapshot_touched(Shard* shard, Buffer* fids) noexcept nogil
+# Fill `out` with the packed bytes of the sketch, once: their number was asked for after the flip.
+cdef void shard_snapshot_gate(Shard* shard, uint8_t* out) noexcept nogil
 # Append the records and the cold fids of the segment at hash `position`.
 cdef status_t shard_snapshot_read(
     Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position

@@ -23,7 +23,7 @@ from monolith_kv._cuckoo cimport (
     segment_end,
 )
 from monolith_kv._hashing cimport hash_fid
-from monolith_kv._lock cimport lock_alone, lock_leave
+from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
 from monolith_kv._row cimport ROW_SNAPSHOT, row_is_cold
 from monolith_kv._shard cimport (
     Group,
@@ -35,7 +35,17 @@ from monolith_kv._shard cimport (
     locked_sum,
     seal_flag,
 )
+from monolith_kv._sketch cimport (
+    SKETCH_HEADER_BYTES,
+    SketchView,
+    sketch_freeze,
+    sketch_frozen_read,
+    sketch_thaw,
+)
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t
+
+cdef enum:
+    SLICE_BYTES = 65536    # copied under one lock: some 10 us
 
 
 # --- a seal ----------------------------------------------------------------------------------
@@ -190,11 +200,60 @@ cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexc
 
 # --- a snapshot ------------------------------------------------------------------------------
 
-cdef void shard_snapshot_flip(Shard* shard) noexcept nogil:
+cdef status_t shard_snapshot_flip(Shard* shard) noexcept nogil:
     """From here on every row that there is bears the wrong flag: it is still to be read."""
+    cdef status_t status = STATUS_OK
     lock_alone(&shard.lock)
-    shard.snapshot_flag ^= ROW_SNAPSHOT
-    shard.snapshot_left = shard.index.rows
+    if shard.policy.is_gated:
+        status = sketch_freeze(&shard.sketch)
+    if status == STATUS_OK:
+        shard.snapshot_flag ^= ROW_SNAPSHOT
+        shard.snapshot_left = shard.index.rows
+        shard.snapshot_digest = shard.digest
+        shard.snapshot_touched = shard.touched.count
+    lock_leave(&shard.lock)
+    return status
+
+
+cdef status_t shard_snapshot_touched(Shard* shard, Buffer* fids) noexcept nogil:
+    """A slice at a time, since callers wait for the lock: what was touched first stays in place."""
+    cdef size_t done = 0
+    cdef size_t size_bytes
+    if buffer_reserve(fids, shard.snapshot_touched) != STATUS_OK:
+        return STATUS_OUT_OF_MEMORY
+    while done < shard.snapshot_touched:
+        size_bytes = shard.snapshot_touched - done
+        if size_bytes > SLICE_BYTES:
+            size_bytes = SLICE_BYTES
+        lock_shared(&shard.lock)
+        if done + size_bytes > shard.touched.count:
+            shard.snapshot_touched = done    # A seal has taken the list after all.
+        else:
+            memcpy(buffer_extend(fids, size_bytes), shard.touched.data + done, size_bytes)
+        lock_leave(&shard.lock)
+        done += size_bytes
+    return STATUS_OK
+
+
+cdef void shard_snapshot_gate(Shard* shard, uint8_t* out) noexcept nogil:
+    cdef const SketchView* view = &shard.sketch.view
+    cdef size_t start, size_bytes
+    cdef uint32_t age
+    memcpy(out, view.header, SKETCH_HEADER_BYTES)
+    out += SKETCH_HEADER_BYTES
+    for age in range(2):
+        start = 0
+        while start < view.used_bytes:
+            size_bytes = view.used_bytes - start
+            if size_bytes > SLICE_BYTES:
+                size_bytes = SLICE_BYTES
+            lock_alone(&shard.lock)
+            sketch_frozen_read(&shard.sketch, age, start, size_bytes, out)
+            lock_leave(&shard.lock)
+            start += size_bytes
+            out += size_bytes
+    lock_alone(&shard.lock)
+    sketch_thaw(&shard.sketch)
     lock_leave(&shard.lock)
 
 
@@ -229,6 +288,7 @@ cdef status_t shard_snapshot_read(
             if row_is_cold(row[0]):
                 buffer_append_u64(cold, bucket.fids[cell])
                 continue
+            locked_sum(shard, bucket.fids[cell], row[0])
             cell_pass_snapshot(shard, row)
             locked_pack(
                 shard, bucket.fids[cell], row[0],
@@ -275,4 +335,5 @@ cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
                     cell_pass_snapshot(shard, row)
     saved[0] = shard.snapshot_saved
     buffer_init(&shard.snapshot_saved)
+    sketch_thaw(&shard.sketch)
     lock_leave(&shard.lock)

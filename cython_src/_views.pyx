@@ -6,11 +6,19 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_init, buffer_reserve
-from monolith_kv._core cimport batch_of, raise_freeing, raise_status, take_bytes, take_fids
+from monolith_kv._core cimport (
+    batch_of,
+    join_parts,
+    raise_freeing,
+    raise_status,
+    take_bytes,
+    take_fids,
+)
 from monolith_kv._digest cimport RowDigest, digest_add
 from monolith_kv._hashing cimport SHARDS, hash_shard
 from monolith_kv._records cimport Records
 from monolith_kv._shard cimport Shard
+from monolith_kv._sketch cimport sketch_frozen_bytes
 from monolith_kv._types cimport STATUS_OK, fid_t, status_t
 from monolith_kv._view cimport (
     shard_seal_abort,
@@ -22,7 +30,9 @@ from monolith_kv._view cimport (
     shard_snapshot_claim,
     shard_snapshot_end,
     shard_snapshot_flip,
+    shard_snapshot_gate,
     shard_snapshot_read,
+    shard_snapshot_touched,
     shard_touch,
 )
 
@@ -162,9 +172,47 @@ cdef class Views(Records):
 
     def snapshot_flip(self):
         cdef size_t shard
+        cdef status_t status = STATUS_OK
         with nogil:
             for shard in range(SHARDS):
-                shard_snapshot_flip(&self.shards[shard])
+                if status == STATUS_OK:
+                    status = shard_snapshot_flip(&self.shards[shard])
+        if status != STATUS_OK:
+            self.snapshot_end()
+        raise_status(status)
+
+    def snapshot_touched(self):
+        cdef Buffer fids
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        buffer_init(&fids)
+        with nogil:
+            for shard in range(SHARDS):
+                status |= shard_snapshot_touched(&self.shards[shard], &fids)
+        raise_freeing(status, &fids, NULL, NULL)
+        return take_fids(&fids)
+
+    def snapshot_gate(self):
+        cdef uint8_t[::1] out
+        cdef size_t shard
+        parts = []
+        for shard in range(SHARDS):
+            size = sketch_frozen_bytes(&self.shards[shard].sketch)
+            if size == 0:
+                return b""
+            out = packed = np.empty(size, np.uint8)
+            with nogil:
+                shard_snapshot_gate(&self.shards[shard], &out[0])
+            parts.append(packed)
+        return join_parts(parts)
+
+    def snapshot_digest(self):
+        cdef RowDigest total
+        cdef size_t i
+        total.low = total.high = 0
+        for i in range(SHARDS):
+            digest_add(&total, self.shards[i].snapshot_digest)
+        return total.low, total.high
 
     def snapshot_read(self, cursor):
         cdef Buffer records, cold

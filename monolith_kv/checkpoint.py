@@ -1,12 +1,14 @@
 """Snapshot: write all that the store holds at one instant while calls go on.
 
-What must hold: the file is complete and durable before it has its name; it tells which call log
-goes on from it, so that no call is made twice; what no delta holds yet (touched ids, sightings,
-schemas, dense parameters) is marked in it, so that the next delta after a recovery has it.
+What must hold: callers wait for the instant, which copies nothing, and for nothing else; the file
+is complete and durable before it has its name; it tells which call log goes on from it, so that no
+call is made twice; what no delta holds yet (touched ids, sightings, schemas, dense parameters) is
+marked in it, so that the next delta after a recovery has it.
 """
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +21,10 @@ from monolith_kv.catalog import commit, retire, snapshot_of
 from monolith_kv.errors import Error
 from monolith_kv.fids import distinct
 from monolith_kv.published import Snapshot
-from monolith_kv.state import StoreState, TableEntry, store_digest
+from monolith_kv.schema import TableSchema
+from monolith_kv.state import StoreState, Summed, TableEntry, store_digest
 from monolith_kv.storage import format, marks
+from monolith_kv.storage.call_log import CallLogWriter
 from monolith_kv.storage.snapshot import SnapshotWriter
 
 Progress = Callable[[int, int], None]
@@ -32,13 +36,14 @@ class View:
 
     meta: dict[str, Any]
     epoch: int
-    digest: str
     rows: int
     dense: bytes
     entries: list[TableEntry]
+    schemas: dict[int, TableSchema]
     mark: int = 0
     is_logged: bool = False  # Deltas and call logs lead to it, too.
-    gates: dict[int, bytes] = field(default_factory=dict)
+    marked: tuple[CallLogWriter, int] | None = None  # A log with a mark of it, up to here.
+    sums: list[Summed] = field(default_factory=list)  # Of the tables that were written.
     pieces: dict[int, list[bytes]] = field(default_factory=dict)
     touched: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
     flipped: list[TableEntry] = field(default_factory=list)
@@ -88,9 +93,8 @@ def write_snapshot(
             try:
                 _write(state, writer, view, progress)
             finally:
-                for entry in view.flipped:
-                    entry.core.snapshot_end()
-            made_path, size = writer.publish({"digest": view.digest})
+                _end(view)
+            made_path, size = writer.publish({"digest": store_digest(view.sums)})
         named = {
             "name": writer.name,
             "sequence": view.meta["sequence"],
@@ -118,74 +122,109 @@ def _name(sequence: int, epoch: int, number: int) -> str:
 
 
 def _flip(state: StoreState, *, is_inside: bool) -> View:
-    """Take the instant. Under files: no seal is under way, so all touched rows are known."""
+    """Take the instant, and what only files keeps in place. Under files: no seal is under way."""
     with state.mutex:
-        found = state.manifest
-        entries = sorted(state.tables.values(), key=lambda entry: entry.id)
+        # Callers wait: what is done here does not depend on how many rows there are.
         calls_from = state.roll_log() if is_inside else state.next_log
+        log = None if is_inside else state.open_log()
         with state.barrier:
-            view = View(
-                meta={
-                    "uuid": found.uuid,
-                    "lineage": found.lineage.to_json(),
-                    "sequence": found.sequence,
-                    "cursor": found.cursor,
-                    "tables": state.tables_json(),
-                    "created_at": float(state.clock()),
-                    "dense_version": state.dense.version,
-                    "calls_from": calls_from,
-                    "includes": list(state.instants),
-                    "unsealed": {
-                        "schema": state.schema_changed,
-                        "dense": state.dense.is_pending,
-                    },
-                },
-                epoch=found.lineage.epoch,
-                digest=store_digest(entries),
-                rows=sum(entry.core.rows for entry in entries),
-                dense=state.dense.data,
-                entries=entries,
-            )
-            view.is_logged = state.settings.is_logged and state.is_log_whole
-            mark_instant(state, view.digest, is_inside=is_inside)
-            for entry in entries:
-                view.gates[entry.id] = entry.core.gate_state()
-                view.pieces[entry.id] = entry.take_sightings()
-                view.touched[entry.id] = entry.core.touched_fids()
-            if not (state.schema_changed or any(map(len, view.touched.values()))):
-                view.is_logged = True  # It holds what the last delta led to.
-            view.mark = state.next_mark() if is_inside else 0
-            for entry in entries:  # Last, since these cannot fail.
-                entry.core.snapshot_flip()
-                view.flipped.append(entry)
-        return view
+            view = _look(state, calls_from)
+            try:
+                for entry in view.entries:
+                    entry.core.snapshot_flip()
+                    view.flipped.append(entry)
+                    entry.flip_sightings()
+                _mark_instant(state, view, log, is_inside=is_inside)
+            except BaseException:
+                _end(view)
+                raise
+    try:
+        for entry in view.entries:
+            view.pieces[entry.id] = entry.pieces()
+            view.touched[entry.id] = entry.core.snapshot_touched()
+        if view.marked is not None:
+            log, offset = view.marked
+            with _giving_up(state, log):
+                log.sync(offset, is_patient=False)
+    except BaseException:
+        _end(view)
+        raise
+    return view
 
 
-def mark_instant(state: StoreState, digest: str, *, is_inside: bool) -> None:
-    """Note, durably where calls are logged, that a snapshot is taken here. Under the mutex.
+def _look(state: StoreState, calls_from: int) -> View:
+    """Note what the store is, but for its rows."""
+    found = state.manifest
+    entries = sorted(state.tables.values(), key=lambda entry: entry.id)
+    return View(
+        meta={
+            "uuid": found.uuid,
+            "lineage": found.lineage.to_json(),
+            "sequence": found.sequence,
+            "cursor": found.cursor,
+            "tables": state.tables_json(),
+            "created_at": float(state.clock()),
+            "dense_version": state.dense.version,
+            "calls_from": calls_from,
+            "includes": list(state.instants),
+            "instant": os.urandom(16).hex(),
+            "unsealed": {"schema": state.schema_changed, "dense": state.dense.is_pending},
+        },
+        epoch=found.lineage.epoch,
+        rows=sum(entry.core.rows for entry in entries),
+        dense=state.dense.data,
+        entries=entries,
+        schemas={entry.id: entry.schema for entry in entries},
+    )
+
+
+def _mark_instant(
+    state: StoreState, view: View, log: CallLogWriter | None, *, is_inside: bool
+) -> None:
+    """Note that a snapshot is taken here. Under mutex and barrier.
 
     Notes
     -----
     What is made of the snapshot may go on with the next delta of this history only if that delta
-    covers all that the snapshot holds; after a crash that is so if recovery came as far as here,
-    which a snapshot under the store tells by itself.
+    covers all that the snapshot holds; after a crash that is so if recovery came as far as here.
+    A snapshot under the store tells that by itself, for one elsewhere the call log has to. Its mark
+    is flushed before the snapshot appears.
     """
-    if digest not in state.instants:
-        state.instants.append(digest)
-    log = None if is_inside else state.open_log()
     if log is not None:
-        try:
-            log.sync(log.mark({"snapshot": digest}), is_patient=False)
-        except BaseException as error:
-            state.note_failure(log, error)
-            raise
+        with _giving_up(state, log):
+            view.marked = log, log.mark({"snapshot": view.meta["instant"]})
+    state.instants.append(view.meta["instant"])
+    has_touched = any(entry.core.touched() for entry in view.entries)
+    view.is_logged = state.settings.is_logged and state.is_log_whole
+    if not (state.schema_changed or has_touched):
+        view.is_logged = True  # It holds what the last delta led to.
+    view.mark = state.next_mark() if is_inside else 0
+
+
+@contextlib.contextmanager
+def _giving_up(state: StoreState, log: CallLogWriter) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        state.note_failure(log, error)
+        raise
+
+
+def _end(view: View) -> None:
+    """End the views of tables that were not written to their end."""
+    while view.flipped:
+        view.flipped.pop().core.snapshot_end()
 
 
 def _write(
     state: StoreState, writer: SnapshotWriter, view: View, progress: Progress | None
 ) -> None:
     writer.meta(view.meta)
-    for entry in list(view.entries):
+    for entry in view.entries:  # Before all rows: counts that change have to be copied until then.
+        gate = entry.core.snapshot_gate()
+        if gate:
+            writer.gate(entry.id, gate)
+    for entry in view.entries:
         core, cursor = entry.core, 0
         while cursor >= 0:
             records, cursor = _read(state, entry, cursor)
@@ -196,8 +235,7 @@ def _write(
         # Rows that changed after the instant before they were read, as they were then.
         for saved in core.snapshot_end():
             _write_rows(writer, entry, saved)
-        if view.gates[entry.id]:
-            writer.gate(entry.id, view.gates.pop(entry.id))
+        view.sums.append(Summed(view.schemas[entry.id], core.snapshot_digest()))
         for piece in view.pieces[entry.id]:
             writer.sightings(entry.id, piece)
         writer.touched(entry.id, distinct(view.touched.pop(entry.id)))

@@ -74,6 +74,7 @@ class TableEntry:
         "core",
         "dropped",
         "dtype",
+        "flipped_sightings",
         "handle",
         "id",
         "pending_sightings",
@@ -91,6 +92,7 @@ class TableEntry:
         # Sightings that were taken from the core, in order, but are in no delta yet. Guarded by
         # files.
         self.pending_sightings: list[bytes] = []
+        self.flipped_sightings: list[list[NDArray[np.uint8]]] = []  # Not joined yet, by shard.
         width = core.dim + core.state_floats
         self.dtype = np.dtype([("fid", "<u8"), ("timestamp", "<i8"), ("row", "<f4", (width,))])
 
@@ -102,12 +104,24 @@ class TableEntry:
         """Return the order-independent hash of its rows, in two parts."""
         return self.core.digest()
 
+    def flip_sightings(self) -> None:
+        """Set apart what was counted since the last time, uncopied. Under files."""
+        self.flipped_sightings.append(self.core.take_sightings())
+
+    def pieces(self) -> list[bytes]:
+        """Return all pending sightings up to the last flip. Under files."""
+        while self.flipped_sightings:
+            parts = self.flipped_sightings[0]
+            if any(map(len, parts)):
+                sized = [len(part).to_bytes(8, "little") + part.tobytes() for part in parts]
+                self.pending_sightings.append(b"".join(sized))
+            del self.flipped_sightings[0]
+        return list(self.pending_sightings)
+
     def take_sightings(self) -> list[bytes]:
         """Return all pending sightings, those since the last time included. Under files."""
-        data = self.core.sightings(True)
-        if len(data.strip(b"\0")):  # Lengths of nothing.
-            self.pending_sightings.append(data)
-        return list(self.pending_sightings)
+        self.flip_sightings()
+        return self.pieces()
 
     def rows_of(self, records: NDArray[np.uint8]) -> NDArray[Any]:
         """Return records as a structured array, not copied."""
@@ -186,10 +200,10 @@ class StoreState:
         self.background_error: Exception | None = None
         self.overdue: Exception | None = None  # What the seal that is due has failed at.
         self.lost: list[dict[str, Any]] = []
-        # Digests of snapshots taken since the last seal, whose content the next delta covers.
+        # Snapshots taken since the last seal, by their ids: the next delta covers their content.
         self.instants: list[str] = []
         self.damaged: list[str] = []  # Files that were passed over, in words.
-        self.partial: str | None = None  # Digest of a snapshot that holds part of the next delta.
+        self.partial: str | None = None  # Id of a snapshot that holds part of the next delta.
         self.calls_replayed = 0
         self.read_position: Any = None  # What a reader has loaded; see recovery.position.
         self.suspects: dict[str, str] = {}  # Tables that compaction leaves alone, and why.

@@ -86,6 +86,8 @@ class Base:
         self.is_schema_changed = bool(unsealed.get("schema"))
         self.is_dense_pending = bool(unsealed.get("dense"))
         self.digest: str = reader.end["digest"]
+        # Snapshots of 0.1 before it had an id were known by their digest.
+        self.instant: str = reader.meta.get("instant", self.digest)
         self.includes: list[str] = list(reader.meta.get("includes", []))
         self.touched: list[tuple[int, Any]] = []
         self.is_logged = True  # Deltas and call logs lead to it, too; the manifest knows.
@@ -219,10 +221,10 @@ def _load_unsealed(state: StoreState, base: Base) -> None:
         by_id[table_id].core.touch(fids)
     state.schema_changed = base.is_schema_changed
     state.dense.is_pending = base.is_dense_pending
-    state.instants = [*base.includes, base.digest]
+    state.instants = [*base.includes, base.instant]
     state.is_log_whole = base.is_logged
     if base.touched or base.is_schema_changed or base.is_dense_pending:
-        state.partial = base.digest
+        state.partial = base.instant
 
 
 def load_dense(state: StoreState, manifest: Manifest) -> None:

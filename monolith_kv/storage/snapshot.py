@@ -43,7 +43,7 @@ META_KEYS: Keys = {
     "created_at": (int, float),
     "dense_version": int,
 }
-META_OPTIONAL: Keys = {"calls_from": int, "includes": list, "unsealed": dict}
+META_OPTIONAL: Keys = {"calls_from": int, "includes": list, "instant": str, "unsealed": dict}
 END_KEYS: Keys = {"rows": int, "digest": str}
 KINDS = frozenset(
     {

@@ -115,3 +115,41 @@ def test_widening_cells_changes_no_estimate(fids, cut):
     assert narrow.resize_counts(300) == OK
     assert (narrow.see_all(ids[cut:], 5) >= wide.see_all(ids[cut:], 5)).all()
     assert narrow.fields() == wide.fields()
+
+
+BLOCK = 512
+READ, RESIZE, MERGE = "read", "resize", "merge"
+AFTER = st.lists(
+    st.tuples(st.integers(0, 9) | st.integers(0, 45), FIDS)
+    | st.sampled_from([READ, RESIZE, MERGE]),
+    max_size=60,
+)
+
+
+@given(steps=STEPS, after=AFTER)
+def test_a_frozen_sketch_reads_as_it_was_while_counting_goes_on(steps, after):
+    sketch, now = SketchDoor(1_000, 0.01, WINDOW, 255), 1_000
+    for now, fid in times_of(steps):
+        sketch.see(fid, now)
+    expected = sketch.pack()
+    header, size = sketch.freeze()
+    left = [(age, start) for age in (0, 1) for start in range(0, size, BLOCK)]
+    assert len(left) > 20
+    parts = {}
+
+    def read(count):
+        for age, start in [left.pop() for _ in range(min(count, len(left)))]:
+            parts[age, start] = sketch.frozen(age, start, min(BLOCK, size - start))
+
+    for action in after:
+        if action == READ:
+            read(5)
+        elif action == RESIZE:
+            sketch.resize_counts(1_000)
+        elif action == MERGE:
+            assert sketch.unpack(sketch.pack(), add=True) == OK
+        else:
+            now += action[0]
+            sketch.see(action[1], now)
+    read(len(left))
+    assert header + b"".join(parts[place] for place in sorted(parts)) == expected

@@ -49,6 +49,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.absent: set[int] = set()
         self.snapshot: dict[int, tuple[int, bytes]] | None = None
         self.shot: dict[int, tuple[int, bytes]] = {}
+        self.shot_touched: set[int] | None = None
         self.cursor = 0
         self.now = 1000
 
@@ -172,6 +173,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.seal = (dict(self.rows), self.touched, self.core.seal_fids())
         assert {int(fid) for fid in self.seal[2]} == self.touched
         self.touched, self.sealed, self.absent = set(), {}, set()
+        self.shot_touched = None
 
     @precondition(lambda self: self.seal is not None and len(self.seal[2]))
     @rule(share=st.integers(1, 12))
@@ -220,6 +222,7 @@ class CoreMachine(RuleBasedStateMachine):
         with self.barrier:
             self.core.snapshot_flip()
         self.snapshot, self.shot, self.cursor = dict(self.rows), {}, 0
+        self.shot_touched = set(self.touched)
 
     @precondition(lambda self: self.snapshot is not None and self.cursor != -1)
     @rule(segments=st.integers(1, 9))
@@ -242,7 +245,14 @@ class CoreMachine(RuleBasedStateMachine):
         if self.cursor == -1:
             assert not set(saved) & set(self.shot)
             assert self.shot | saved == self.snapshot
+            assert self.core.snapshot_digest() == self.digest_of(self.snapshot)
         self.snapshot = None
+
+    @precondition(lambda self: self.snapshot is not None and self.shot_touched is not None)
+    @rule()
+    def snapshot_touched(self) -> None:
+        """As it was at the flip, until a seal begins: a store's snapshots ask before that."""
+        assert set(map(int, self.core.snapshot_touched())) == self.shot_touched
 
     # --- what holds at all times ---
 

@@ -77,6 +77,50 @@ def assert_rows_agree(table: mkv.Table) -> None:
     assert (rows == rows[0]).all()
 
 
+def test_a_snapshot_has_the_gate_and_the_rows_of_one_instant(folder: Path) -> None:
+    """One thread pushes to all rows and counts many ids; snapshots are taken all the time.
+
+    In each all rows agree, their digest is that which its end states (restore compares them), and
+    as many sightings more let in all ids that were counted, or none.
+    """
+    threshold, pulls = 120, 100
+    seen = IDS[:9_000] + np.uint64(1)
+    stop = threading.Event()
+    paths = []
+
+    def work() -> None:
+        for _ in range(pulls):
+            gated.pull(seen)
+            table.push(IDS, ONES)
+            if stop.is_set():
+                return
+
+    with mkv.open(folder / "store", durability="none", delta_interval=None) as store:
+        table = store.create_table("t", 1, optimizer=mkv.SGD(1.0), initializer=mkv.Zeros())
+        gate = mkv.FrequencyGate(threshold, capacity=len(seen), error=1e-6, window="1h")
+        gated = store.create_table("g", 1, optimizer=mkv.SGD(1.0), admission=gate)
+        table.pull(IDS)
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            for number in range(ROUNDS):
+                paths.append(store.snapshot(folder / f"{number}").path)
+        finally:
+            stop.set()
+            worker.join()
+    counted = set()
+    for number, path in enumerate(paths):
+        with mkv.restore(path, folder / f"restored-{number}", delta_interval=None) as restored:
+            assert_rows_agree(restored.table("t"))
+            gated, left = restored.table("g"), threshold
+            while not gated.contains(seen).any():
+                gated.pull(seen)
+                left -= 1
+            assert gated.contains(seen).all()
+            counted.add(left)
+    assert len(counted) > 1, "no call fell between two snapshots: nothing was tried"
+
+
 CHANGES: dict[str, Callable[[TableCore], object]] = {
     "pull": lambda core: core.pull(IDS[:9], np.empty((9, 1), np.float32), 0.0, True),
     "insert": lambda core: core.insert(IDS[:9], 0.0),

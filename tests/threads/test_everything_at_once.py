@@ -100,13 +100,18 @@ class Everything:
 
     def snapshot(self, number: int) -> None:
         with self.barrier:
-            self.core.gate_state()
-            self.core.touched_fids()
             self.core.snapshot_flip()
+            self.core.take_sightings()
+        self.core.snapshot_touched()
+        if number % 3:
+            self.core.snapshot_gate()
+        self.core.gate_state()
+        self.core.touched_fids()
         cursor = 0
         while cursor >= 0:
             _, _, cursor = self.core.snapshot_read(cursor)
         self.core.snapshot_end()
+        self.core.snapshot_digest()
 
     def move(self, number: int) -> None:
         """Out of memory and back; in a store the mutex keeps all changes of these rows away."""
