@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from monolith_kv._arena cimport arena_header
+from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport (
     Buffer,
@@ -26,8 +26,10 @@ from monolith_kv._hashing cimport hash_fid
 from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
 from monolith_kv._row cimport ROW_SNAPSHOT, row_is_cold
 from monolith_kv._shard cimport (
+    MKV_PREFETCH,
     Group,
     Shard,
+    floats_prefetch,
     group_fill,
     group_prefetch,
     locked_pack,
@@ -265,6 +267,19 @@ cdef inline void cell_pass_snapshot(Shard* shard, row_t* cell) noexcept nogil:
         arena_header(&shard.arena, cell[0])[0] ^= ROW_SNAPSHOT
 
 
+cdef inline void bucket_prefetch(const Shard* shard, const Bucket* bucket) noexcept nogil:
+    """Ask for the rows of a bucket that will soon be packed."""
+    cdef uint32_t cell
+    cdef row_t row
+    for cell in range(BUCKET_CELLS):
+        row = bucket.rows[cell]
+        if not bucket_has(bucket, cell) or row_is_cold(row):
+            continue
+        MKV_PREFETCH(arena_header(&shard.arena, row))
+        floats_prefetch(arena_embedding(&shard.arena, row), shard.policy.dim)
+        floats_prefetch(arena_state(&shard.arena, row), shard.policy.state_floats)
+
+
 cdef status_t shard_snapshot_read(
     Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position
 ) noexcept nogil:
@@ -280,6 +295,8 @@ cdef status_t shard_snapshot_read(
     status |= buffer_reserve(cold, segment.used * sizeof(fid_t))
     for i in range(segment.buckets_count if status == STATUS_OK else 0):
         bucket = &segment.buckets[i]
+        if i + 1 < segment.buckets_count:
+            bucket_prefetch(shard, &segment.buckets[i + 1])
         for cell in range(BUCKET_CELLS):
             row = &bucket.rows[cell]
             if (not bucket_has(bucket, cell)
