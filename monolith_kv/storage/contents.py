@@ -162,7 +162,7 @@ def append_fids(writer: RecordWriter, kind: int, table: int, fids: NDArray[np.ui
 
 def read_meta(reader: RecordReader, keys: Keys, optional: Keys) -> tuple[dict[str, Any], Lineage]:
     """Return the META record and the lineage in it, both found to fit the header."""
-    record = next(iter(reader), None)
+    record = reader.first()
     if record is None or record.kind != RecordKind.META:
         offset = reader.end_offset if record is None else record.offset
         raise corruption(reader.path, offset, "the first record is not META")

@@ -204,7 +204,14 @@ class RecordReader:
 
     def __iter__(self) -> Iterator[Record]:
         """Yield all records but END, in order, each verified; END's count of them is, too."""
-        assembler, source = Assembler(self.path), Stream(self._file)
+        return self._records(Stream(self._file))
+
+    def first(self) -> Record | None:
+        """Return the first record, None if there is none but END; nothing else is read."""
+        return next(self._records(self._file), None)
+
+    def _records(self, source: Source) -> Iterator[Record]:
+        assembler = Assembler(self.path)
         offset, previous, parts = HEADER_BYTES, self.header.crc, 0
         while offset < self.end_offset:
             part = self._part(source, offset, previous)
