@@ -1,6 +1,7 @@
 """Snapshots: one instant, whole or not there; restore onto any number of shards; damage is seen."""
 
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -367,6 +368,38 @@ def test_a_store_that_lost_its_manifest_does_not_start_empty(
     manifest.unlink()
     with pytest.raises(mkv.CorruptionError):
         mkv.open(store.path, **options)
+
+
+class TimedBarrier:
+    """A barrier that sums the CPU time of whoever holds it."""
+
+    def __init__(self, barrier: Any) -> None:
+        self._barrier = barrier
+        self.held_s = 0.0
+
+    def __enter__(self) -> None:
+        self._barrier.hold()
+        self._begun = time.thread_time()
+
+    def __exit__(self, *exception: object) -> None:
+        self.held_s += time.thread_time() - self._begun
+        self._barrier.release()
+
+
+def test_callers_do_not_wait_for_what_a_snapshot_copies_and_sums(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    rows, dim = 60_000, 32
+    ids = np.random.default_rng(2).integers(0, 2**64, rows, np.uint64)
+    with mkv.open(folder / "store", durability="none", **options) as store:
+        table = store.create_table("t", dim, admission=mkv.FrequencyGate(2, capacity=500_000))
+        table.upsert(ids, np.ones((rows, dim), np.float32))
+        store.create_table("u", dim).upsert(ids, np.ones((rows, dim), np.float32))
+        state: Any = store._state
+        state.barrier = barrier = TimedBarrier(state.barrier)
+        begun = time.thread_time()
+        store.snapshot()
+        assert 0 < 20 * barrier.held_s < time.thread_time() - begun
 
 
 def test_salvage_saves_what_is_good_and_says_what_is_not(
