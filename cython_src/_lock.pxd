@@ -4,11 +4,14 @@ A waiting writer goes before new readers where the system offers that, or a stre
 keep it waiting for ever. A writer with much to do lets readers in between two steps: lock_pass.
 """
 
+from libc.stdint cimport int64_t
+
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, status_t
 
 cdef extern from *:
     """
     #include <pthread.h>
+    #include <time.h>
     static int mkv_lock_init(pthread_rwlock_t *lock) {
         pthread_rwlockattr_t attributes;
         int failed = pthread_rwlockattr_init(&attributes);
@@ -28,10 +31,16 @@ cdef extern from *:
     #else
     #define MKV_PAUSE() ((void)0)
     #endif
+    static inline int64_t mkv_lock_now_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    }
     #define MKV_ADD(place, value) __atomic_fetch_add(place, value, __ATOMIC_RELAXED)
     #define MKV_LOAD(place) __atomic_load_n(place, __ATOMIC_RELAXED)
     """
     int mkv_lock_init(pthread_rwlock_t* lock) noexcept nogil
+    int64_t mkv_lock_now_ns() noexcept nogil
     void MKV_PAUSE() noexcept nogil
     void MKV_ADD(int* place, int value) noexcept nogil
     int MKV_LOAD(const int* place) noexcept nogil
@@ -47,9 +56,12 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_rwlock_unlock(pthread_rwlock_t* lock)
 
 cdef enum:
-    # To sleep and be woken takes longer than most calls hold a lock: some 10 us are spent trying.
-    LOCK_TRIES = 400
-    LOCK_PASS_TRIES = 50       # as long as a reader may need to see that the lock is free
+    # A thread that sleeps is woken some 50 to 100 us late: longer than a writer's step (5 us) or a
+    # lookup of 256 ids (20 us) holds a lock. So long is tried before; by the clock, since a pause
+    # takes 20 ns on one machine and 60 on another.
+    LOCK_TRY_NS = 40000
+    LOCK_PASS_NS = 2000        # as long as a reader may need to see that the lock is free
+    LOCK_PAUSES = 8            # between two looks at the clock
 
 cdef struct Lock:
     pthread_rwlock_t lock
@@ -70,11 +82,16 @@ cdef inline bint lock_try_alone(Lock* lock) noexcept nogil:
 
 
 cdef inline void lock_alone(Lock* lock) noexcept nogil:
-    cdef int _try
-    for _try in range(LOCK_TRIES):
-        if lock_try_alone(lock):
-            return
-        MKV_PAUSE()
+    cdef int64_t end
+    cdef int _pause
+    if lock_try_alone(lock):
+        return
+    end = mkv_lock_now_ns() + LOCK_TRY_NS
+    while mkv_lock_now_ns() < end:
+        for _pause in range(LOCK_PAUSES):
+            MKV_PAUSE()
+            if lock_try_alone(lock):
+                return
     pthread_rwlock_wrlock(&lock.lock)
 
 
@@ -82,32 +99,46 @@ cdef inline bint lock_try_shared(Lock* lock) noexcept nogil:
     return pthread_rwlock_tryrdlock(&lock.lock) == 0
 
 
-cdef inline void lock_shared(Lock* lock) noexcept nogil:
-    cdef int _try
-    if lock_try_shared(lock):
-        return
+cdef inline bint lock_shared_soon(Lock* lock, bint is_patient) noexcept nogil:
+    """Share a lock once it is free; not patient: False if that takes LOCK_TRY_NS."""
+    cdef int64_t end
+    cdef int _pause
+    cdef bint is_shared = lock_try_shared(lock)
+    if is_shared:
+        return True
     MKV_ADD(&lock.readers_waiting, 1)
-    for _try in range(LOCK_TRIES):
-        if lock_try_shared(lock):
-            break
-        MKV_PAUSE()
-    else:
-        pthread_rwlock_rdlock(&lock.lock)
+    end = mkv_lock_now_ns() + LOCK_TRY_NS
+    while not is_shared and mkv_lock_now_ns() < end:
+        for _pause in range(LOCK_PAUSES):
+            MKV_PAUSE()
+            is_shared = lock_try_shared(lock)
+            if is_shared:
+                break
+    if not is_shared and is_patient:
+        is_shared = pthread_rwlock_rdlock(&lock.lock) == 0
     MKV_ADD(&lock.readers_waiting, -1)
+    return is_shared
+
+
+cdef inline void lock_shared(Lock* lock) noexcept nogil:
+    lock_shared_soon(lock, True)
 
 
 cdef inline void lock_leave(Lock* lock) noexcept nogil:
     pthread_rwlock_unlock(&lock.lock)
 
 
-cdef inline void lock_pass(Lock* lock) noexcept nogil:
-    """Let readers that wait in; the lock is held alone before and after."""
-    cdef int _try
+cdef inline bint lock_pass(Lock* lock) noexcept nogil:
+    """Let readers that wait in; whether there were any: others may have come in, too.
+
+    The lock is held alone before and after.
+    """
+    cdef int64_t end
     if MKV_LOAD(&lock.readers_waiting) == 0:
-        return
+        return False
     lock_leave(lock)
-    for _try in range(LOCK_PASS_TRIES):
-        if MKV_LOAD(&lock.readers_waiting) == 0:
-            break
+    end = mkv_lock_now_ns() + LOCK_PASS_NS
+    while MKV_LOAD(&lock.readers_waiting) and mkv_lock_now_ns() < end:
         MKV_PAUSE()
     lock_alone(lock)
+    return True

@@ -41,8 +41,8 @@ cdef status_t shards_timestamps(
 
 # --- for other ways to read
 cdef void shards_share(Shard* shards) noexcept nogil
-# False: one of them is not free, and none is shared.
-cdef bint shards_try_share(Shard* shards) noexcept nogil
+# False: one of them is held for long, and none is shared.
+cdef bint shards_share_soon(Shard* shards) noexcept nogil
 cdef void shards_leave(Shard* shards) noexcept nogil
 cdef void shared_find(
     Shard* shards, const fid_t* fids, size_t start, size_t stop, Found* group) noexcept nogil

@@ -7,7 +7,7 @@ from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
 from monolith_kv._buffer cimport Buffer, buffer_note_u64
 from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find
 from monolith_kv._hashing cimport SHARDS, hash_fid
-from monolith_kv._lock cimport lock_leave, lock_shared, lock_try_shared
+from monolith_kv._lock cimport lock_leave, lock_shared, lock_shared_soon
 from monolith_kv._row cimport row_is_cold, row_time
 from monolith_kv._shard cimport MKV_ADD64, Shard, header_warm, shared_header
 from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t
@@ -25,10 +25,10 @@ cdef void shards_share(Shard* shards) noexcept nogil:
         lock_shared(&shards[number].lock)
 
 
-cdef bint shards_try_share(Shard* shards) noexcept nogil:
+cdef bint shards_share_soon(Shard* shards) noexcept nogil:
     cdef size_t number, i
     for number in range(SHARDS):
-        if not lock_try_shared(&shards[number].lock):
+        if not lock_shared_soon(&shards[number].lock, False):
             for i in range(number):
                 lock_leave(&shards[i].lock)
             return False

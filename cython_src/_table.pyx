@@ -41,9 +41,9 @@ from monolith_kv._read cimport (
     shards_contain,
     shards_leave,
     shards_lookup,
+    shards_share_soon,
     shards_state,
     shards_timestamps,
-    shards_try_share,
 )
 from monolith_kv._shard cimport Shard, shards_promise
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
@@ -91,7 +91,7 @@ cdef class TableCore(Views):
             flags = &found[0]
         buffer_init(&cold)
         # Beside a thread that pushes, to be given the GIL again takes longer than a short lookup.
-        if lookup_is_short(self.shards, count) and shards_try_share(self.shards):
+        if lookup_is_short(self.shards, count) and shards_share_soon(self.shards):
             status = shards_lookup(
                 self.shards, fids, count, &out[0, 0], flags, &cold, NULL, True)
             shards_leave(self.shards)

@@ -43,28 +43,29 @@ cdef extern from "stream.h" nogil:
     void mkv_stream_end()
 
 cdef enum:
-    STEP_IDS = 128     # a writer's step: readers that wait are let in after each
+    STEP_IDS = 128     # found at once by a writer; readers that wait are let in after each step
+    PUSH_IDS = 32      # and by a push, which does more with a row, after so many: 5 us
 
 
 cdef inline size_t step_end(size_t start, size_t end) noexcept nogil:
     return start + STEP_IDS if end - start > STEP_IDS else end
 
 
-cdef void locked_push_group(
-    Shard* shard, const Group* group, const float** gradients, unix_s_t now
+cdef size_t locked_push_some(
+    Shard* shard, const Group* group, size_t first, const float** gradients, unix_s_t now
 ) noexcept nogil:
-    """Step all rows of a group that are there: one kernel call a slice."""
+    """Step the next rows of a group that are there: one kernel call a slice. Where it ended."""
     cdef const Policy* policy = shard.policy
-    cdef float* embeddings[FIND_GROUP]
-    cdef float* states[FIND_GROUP]
-    cdef const float* steps[FIND_GROUP]
-    cdef size_t members[FIND_GROUP]
+    cdef float* embeddings[PUSH_IDS]
+    cdef float* states[PUSH_IDS]
+    cdef const float* steps[PUSH_IDS]
+    cdef size_t members[PUSH_IDS]
+    cdef size_t end = first + PUSH_IDS if group.count - first > PUSH_IDS else group.count
     cdef size_t count = 0
     cdef size_t i
     cdef row_t row
     cdef uint64_t* header
-    group_prefetch(shard, group, True, True, True)
-    for i in range(group.count):
+    for i in range(first, end):
         if group.cells[i] == NULL or row_is_cold(group.cells[i][0]):
             continue
         row = group.cells[i][0]
@@ -84,6 +85,7 @@ cdef void locked_push_group(
         locked_touch(shard, group.fids[members[i]], header)
         if policy.counts_heat:
             header_warm(header)
+    return end
 
 
 cdef status_t shards_push(
@@ -111,13 +113,18 @@ cdef void locked_push(
 ) noexcept nogil:
     cdef size_t start = batch.starts[number]
     cdef size_t end = batch.starts[number + 1]
+    cdef size_t done
     cdef Group group
     while start < end:
         group_fill(shard, batch, start, step_end(start, end), &group)
-        locked_push_group(shard, &group, gradients, now)
-        start += group.count
-        if start < end:
-            lock_pass(&shard.lock)
+        group_prefetch(shard, &group, True, True, True)
+        done = 0
+        while done < group.count:
+            done = locked_push_some(shard, &group, done, gradients, now)
+            # Another writer may have come in: what was found before is found anew.
+            if start + done < end and lock_pass(&shard.lock):
+                break
+        start += done
 
 
 cdef float* locked_about_to_set(Shard* shard, fid_t fid, row_t row, unix_s_t now) noexcept nogil:

@@ -105,8 +105,8 @@ class Table:
 
         Notes
         -----
-        Releases the GIL unless it is short: 128 KiB of rows, some 20 us. Creates no row, counts no
-        sighting.
+        Releases the GIL unless it is short: 128 KiB of rows at most, some 20 us, that nobody
+        changes for long. Creates no row, counts no sighting.
         """
         core = self._readable().core
         ids = as_ids(ids)
