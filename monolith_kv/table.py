@@ -19,6 +19,7 @@ from monolith_kv.policies import FrequencyGate
 from monolith_kv.settings import KEEP, configure, settings_changed
 from monolith_kv.state import StoreState, TableEntry
 from monolith_kv.validation import (
+    BOOL,
     as_fid,
     as_ids,
     as_offsets,
@@ -113,10 +114,10 @@ class Table:
         if out is None:
             out = np.empty((len(ids), self.dim), np.float32)
         else:
-            check_out(out, (len(ids), self.dim), np.float32, "out")
+            check_out(out, (len(ids), self.dim))
         flags = None
         if found is not None:
-            check_out(found, (len(ids),), np.bool_, "found")
+            check_out(found, (len(ids),), BOOL, "found")
             flags = found.view(np.uint8)
         cold = core.lookup(ids, out, flags)
         if cold is not None:
@@ -178,7 +179,7 @@ class Table:
         if out is None:
             out = np.empty(shape, np.float32)
         else:
-            check_out(out, shape, np.float32, "out")
+            check_out(out, shape)
         cold = core.lookup_pooled(ids, ends, COMBINERS[combiner], factors, out)
         if cold is not None:
             self._pool(ids, ends, combiner, factors, out)
@@ -356,7 +357,7 @@ class Table:
         entry = self._writable()
         ids = as_ids(ids)
         if out is not None:
-            check_out(out, (len(ids), self.dim), np.float32, "out")
+            check_out(out, (len(ids), self.dim))
         return calls.pull(self._state, entry, ids, out)
 
     def push(self, ids: ArrayLike, gradients: ArrayLike) -> None:

@@ -17,6 +17,9 @@ from monolith_kv._finite import is_finite
 
 CURSOR_BYTES_MAX = 1 << 20  # It is in every delta: offsets, not data.
 _FID_MAX = 2**64
+# A dtype is compared with another in a third of the time that it takes with a class of NumPy.
+UINT64, INT64 = np.dtype(np.uint64), np.dtype(np.int64)
+FLOAT32, BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.float32]
@@ -26,10 +29,10 @@ def as_ids(ids: ArrayLike) -> Ids:
     """Return ids as C-contiguous uint64 of shape (n,), the same 64 bits."""
     array = ids if type(ids) is np.ndarray else _array_of_ids(ids)
     dtype = array.dtype
-    if dtype != np.uint64:
-        if dtype != np.int64:
+    if dtype != UINT64:
+        if dtype != INT64:
             raise TypeError(f"ids must be uint64 or int64, got {dtype}; convert them yourself")
-        array = array.view(np.uint64)
+        array = array.view(UINT64)
     if array.ndim != 1:
         raise ValueError(f"ids must have shape (n,), got {array.shape}")
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
@@ -62,22 +65,25 @@ def as_rows(rows: ArrayLike, count: int, dim: int, name: str) -> Rows:
     if isinstance(rows, (list, tuple)) and not rows:
         rows = np.empty((0, dim), np.float32)
     array = np.asarray(rows)
-    if array.dtype != np.float32:
+    if array.dtype != FLOAT32:
         raise TypeError(f"{name} must be float32, got {array.dtype}; convert them yourself")
     if array.shape != (count, dim):
         raise ValueError(f"{name} must have shape {(count, dim)}, got {array.shape}")
     return np.ascontiguousarray(array)
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: Any, name: str) -> None:
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] = FLOAT32, name: str = "out"
+) -> None:
     """Refuse an array that cannot be filled in place."""
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"{name} must be an array of {np.dtype(dtype)}, got {type(out).__name__}")
+        raise TypeError(f"{name} must be an array of {dtype}, got {type(out).__name__}")
     if out.dtype != dtype:
-        raise TypeError(f"{name} must be {np.dtype(dtype)}, got {out.dtype}")
+        raise TypeError(f"{name} must be {dtype}, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {out.shape}")
-    if not out.flags.c_contiguous or not out.flags.writeable:
+    flags = out.flags
+    if not flags.c_contiguous or not flags.writeable:
         raise ValueError(f"{name} must be C-contiguous and writable")
 
 
