@@ -24,7 +24,7 @@ from monolith_kv._buffer cimport (
 from monolith_kv._codec cimport load_le64
 from monolith_kv._cuckoo cimport cuckoo_find_one
 from monolith_kv._hashing cimport SHARDS, hash_fid
-from monolith_kv._lock cimport lock_alone, lock_leave
+from monolith_kv._lock cimport PASS_IDS, lock_alone, lock_leave, lock_pass
 from monolith_kv._read cimport shards_lookup
 from monolith_kv._row cimport row_clamp_time
 from monolith_kv._shard cimport (
@@ -117,6 +117,10 @@ cdef status_t locked_let_in(
         entry = batch.order[i]
         if i + SEE_AHEAD < end and shard.policy.is_gated:
             sketch_prefetch(&shard.sketch, batch.hashes[batch.order[i + SEE_AHEAD]])
+        if i % PASS_IDS == 0 and lock_pass(&shard.lock):
+            # Others may have used the room up, and begun a run of sightings at another time.
+            status = locked_reserve(shard, end - i)
+            shard.sightings_run = shard.sightings.count
         if status != STATUS_OK:
             break
         # Others may have inserted it since it was found absent.

@@ -56,12 +56,15 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_rwlock_unlock(pthread_rwlock_t* lock)
 
 cdef enum:
-    # A thread that sleeps is woken some 50 to 100 us late: longer than a writer's step (5 us) or a
-    # lookup of 256 ids (20 us) holds a lock. So long is tried before; by the clock, since a pause
-    # takes 20 ns on one machine and 60 on another.
-    LOCK_TRY_NS = 40000
+    # A thread that sleeps is woken some 50 to 100 us late: longer than a lookup of 512 ids (35 us)
+    # or a writer's step (5 to 15 us) holds a lock. So long is tried before; by the clock, since a
+    # pause takes 20 ns on one machine and 60 on another. A reader tries once with the GIL, once
+    # without.
+    LOCK_ALONE_NS = 40000
+    LOCK_SHARED_NS = 20000
     LOCK_PASS_NS = 2000        # as long as a reader may need to see that the lock is free
     LOCK_PAUSES = 8            # between two looks at the clock
+    PASS_IDS = 16              # who inserts lets readers in after so many ids: some 15 us
 
 cdef struct Lock:
     pthread_rwlock_t lock
@@ -86,7 +89,7 @@ cdef inline void lock_alone(Lock* lock) noexcept nogil:
     cdef int _pause
     if lock_try_alone(lock):
         return
-    end = mkv_lock_now_ns() + LOCK_TRY_NS
+    end = mkv_lock_now_ns() + LOCK_ALONE_NS
     while mkv_lock_now_ns() < end:
         for _pause in range(LOCK_PAUSES):
             MKV_PAUSE()
@@ -100,14 +103,14 @@ cdef inline bint lock_try_shared(Lock* lock) noexcept nogil:
 
 
 cdef inline bint lock_shared_soon(Lock* lock, bint is_patient) noexcept nogil:
-    """Share a lock once it is free; not patient: False if that takes LOCK_TRY_NS."""
+    """Share a lock once it is free; not patient: False if that takes LOCK_SHARED_NS."""
     cdef int64_t end
     cdef int _pause
     cdef bint is_shared = lock_try_shared(lock)
     if is_shared:
         return True
     MKV_ADD(&lock.readers_waiting, 1)
-    end = mkv_lock_now_ns() + LOCK_TRY_NS
+    end = mkv_lock_now_ns() + LOCK_SHARED_NS
     while not is_shared and mkv_lock_now_ns() < end:
         for _pause in range(LOCK_PAUSES):
             MKV_PAUSE()

@@ -8,7 +8,7 @@ from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
 from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find_one
 from monolith_kv._hashing cimport SHARDS
-from monolith_kv._lock cimport lock_alone, lock_leave, lock_pass
+from monolith_kv._lock cimport PASS_IDS, lock_alone, lock_leave, lock_pass
 from monolith_kv._row cimport ROW_UNSUMMED, row_clamp_time, row_is_cold, row_renew
 from monolith_kv._shard cimport (
     ALL_SHARDS,
@@ -183,6 +183,7 @@ cdef status_t locked_upsert_group(
     Shard* shard, const Group* group, const float* rows, unix_s_t now
 ) noexcept nogil:
     cdef size_t dim = shard.policy.dim
+    cdef size_t fresh = 0
     cdef size_t i
     cdef row_t* cell
     cdef const float* embedding
@@ -210,6 +211,10 @@ cdef status_t locked_upsert_group(
                 locked_about_to_set(shard, group.fids[i], cell[0], now), embedding, dim)
         else:
             status = locked_new_row(shard, group.fids[i], group.hashes[i], embedding, now)
+        fresh += 1
+        if fresh % PASS_IDS == 0:
+            mkv_stream_end()
+            lock_pass(&shard.lock)
     mkv_stream_end()
     return status
 
@@ -268,6 +273,8 @@ cdef status_t shard_upsert_new(
                 rows + <size_t>position * shard.policy.dim, now)
             if status == STATUS_OK:
                 buffer_append_u64(inserted, batch.fids[position])
+        if i % PASS_IDS == 0 and status == STATUS_OK and lock_pass(&shard.lock):
+            status = locked_reserve(shard, batch.starts[number + 1] - i)
     lock_leave(&shard.lock)
     return status
 

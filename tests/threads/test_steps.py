@@ -1,7 +1,7 @@
 """Calls that leave a shard between two steps: nobody who comes in meanwhile undoes their work."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -82,3 +82,47 @@ def test_writers_that_let_readers_in_find_the_room_they_need(kind: str) -> None:
         assert core.touched() == 3 * count
         assert core.memory()["touched"] >= 8 * core.touched()
         assert core.check() == []
+
+
+def test_sightings_of_pulls_that_let_others_in_keep_their_times() -> None:
+    count, times = 6_000, (100.0, 200.0, 300.0)
+    ids = np.arange(count, dtype=np.uint64)
+    for _ in range(8):
+        core, is_over = a_core(), threading.Event()
+        core.set_gate((len(times) + 1, {}, 100_000, 0.001, 86400))
+
+        def read(core: TableCore = core, is_over: threading.Event = is_over) -> None:
+            out = np.empty((200, DIM), np.float32)
+            while not is_over.is_set():
+                core.lookup(ids[:200], out)
+
+        def pull(now: float, core: TableCore = core) -> Any:
+            return core.pull(ids, np.empty((count, DIM), np.float32), now, True)
+
+        readers = [threading.Thread(target=read) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        at_once(*(partial(pull, now) for now in times))
+        is_over.set()
+        for reader in readers:
+            reader.join()
+        seen: dict[int, list[int]] = {int(now): [] for now in times}
+        for now, fids in runs_of(core.sightings(True)):
+            seen[now] += fids
+        assert {now: sorted(fids) for now, fids in seen.items()} == dict.fromkeys(
+            seen, ids.tolist()
+        )
+        assert core.rows == 0
+
+
+def runs_of(sightings: bytes) -> Iterator[tuple[int, list[int]]]:
+    """Return the time and the ids of each run, of all shards."""
+    words = np.frombuffer(sightings, "<u8").tolist()
+    at = 0
+    while at < len(words):
+        end = at + 1 + words[at] // 8
+        at += 1
+        while at < end:
+            now, many = words[at : at + 2]
+            yield now, words[at + 2 : at + 2 + many]
+            at += 2 + many
