@@ -394,11 +394,12 @@ cdef class Core:
                 # Those who share the lock count these.
                 total.lookups += MKV_LOAD64(&part.lookups)
                 total.hits += MKV_LOAD64(&part.hits)
+                total.cold_hits += MKV_LOAD64(&part.cold_hits)
                 lock_leave(&self.shards[i].lock)
         return {
             "inserted": total.inserted, "expired": total.expired, "removed": total.removed,
             "evicted": total.evicted, "promoted": total.promoted, "lookups": total.lookups,
-            "hits": total.hits}
+            "hits": total.hits, "cold_hits": total.cold_hits}
 
     def gate_stats(self):
         cdef double fill = 0.0, error = 0.0

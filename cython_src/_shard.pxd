@@ -75,6 +75,7 @@ cdef struct Counters:
     uint64_t promoted
     uint64_t lookups               # ids asked for by lookup or pull
     uint64_t hits                  # of them with a row
+    uint64_t cold_hits             # of those, that lookup found in overflow
     uint64_t admitted              # ids that passed the gate
     uint64_t rejected              # sightings that did not
 

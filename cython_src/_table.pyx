@@ -45,7 +45,7 @@ from monolith_kv._read cimport (
     shards_state,
     shards_timestamps,
 )
-from monolith_kv._shard cimport Shard, shards_promise
+from monolith_kv._shard cimport MKV_ADD64, Shard, shards_promise
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
 from monolith_kv._tier cimport shard_put_back
 from monolith_kv._types cimport STATUS_NOT_NUMBERS, STATUS_OK, fid_t, status_t, unix_s_t
@@ -100,6 +100,7 @@ cdef class TableCore(Views):
                 status = shards_lookup(
                     self.shards, fids, count, &out[0, 0], flags, &cold, NULL, False)
         raise_freeing(status, &cold, NULL, NULL)
+        MKV_ADD64(&self.shards[0].counters.cold_hits, cold.count // sizeof(int64_t))
         return cold_positions(&cold)
 
     def lookup_pooled(

@@ -462,7 +462,7 @@ class Store:
             "tables": by name, "rows", "cold_rows" (of them in overflow), "touched" (since the last
             seal), "memory" (bytes by kind: rows, index, sketch, touched), "gate" (admitted,
             rejected, fill, error_estimate), "counters" (inserted, expired, removed, evicted,
-            promoted, lookups, hits: ids);
+            promoted, lookups, hits, cold_hits: ids);
             "memory": "bytes", and with a limit "used", "limit", "is_full";
             "overflow": None, or "rows", "bytes", "limit", "corrupt";
             "files": "deltas", "delta_bytes", "snapshots", "snapshot_bytes", "call_log_bytes",

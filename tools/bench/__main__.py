@@ -16,7 +16,9 @@ from monolith_kv_tools.bench import (
     files,
     goals,
     growth,
+    hit_rate,
     memory,
+    overflow,
     reads,
     start,
     threads,
@@ -51,6 +53,8 @@ GROUPS: dict[str, Callable[[Scale], Iterator[Figure]]] = {
     "files": files.run,
     "durability": durability.run,
     "checkpoints": checkpoints.run,
+    "overflow": overflow.run,
+    "hits": hit_rate.run,
 }
 
 

@@ -125,6 +125,18 @@ GOALS: dict[str, Goal] = {
     "restore speed": Goal("restore, of reading the file", 0.8, rows=MILLION),
     "restore memory": _most("memory that restore takes beyond the store", 64.0, None, "MiB"),
     "replay": Goal("M rows replayed a second", 1.0, None, "M/s", rows=MILLION),
+    "overflow warm": Goal("lookup all in overflow, of raw LMDB", 0.7, 5.0, rows=10 * MILLION),
+    "overflow cold": Goal("the same, page cache cold, of one at a time", 3.0, rows=10 * MILLION),
+    "overflow zipf": Goal("lookup Zipf 1.05, of what hits allow", 0.8, rows=10 * MILLION),
+    "overflow prefetch": Goal("pull + push with prefetch, of without", 1.5, rows=10 * MILLION),
+    "overflow p99": _most("a lookup's p99 beside misses", 2.0, None, "x", 10 * MILLION),
+    "overflow eviction": Goal("M rows evicted a second", 0.3, None, "M/s", rows=10 * MILLION),
+    "overflow writes": _most("bytes written a byte evicted", 3.0, None, "x", 10 * MILLION),
+    "overflow disk": _most("disk a byte of rows in overflow", 1.35, None, "x", 10 * MILLION),
+    "overflow open": _most("open() with overflow 10x, of without", 1.5, None, "x", 10 * MILLION),
+    "hits zipf 0.82": Goal("hit rate, Zipf 0.82, of exact LRU's", 0.95, 1.0),
+    "hits zipf 1.05": Goal("hit rate, Zipf 1.05, of exact LRU's", 0.95, 1.0),
+    "hits retail": Goal("hit rate, completejourney, of exact LRU's", 0.95, 1.0),
     "import": _most("import of the package, NumPy included", 120.0, 80.0, "ms"),
 }
 

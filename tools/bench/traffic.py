@@ -25,11 +25,18 @@ def zipf_positions(
     rng: np.random.Generator, rows: int, size: int, exponent: float
 ) -> NDArray[np.int64]:
     """Return `size` positions of 0..rows by Zipf's law, the popular ones anywhere."""
-    weights = np.cumsum(np.arange(1, rows + 1, dtype=np.float64) ** -exponent)
-    ranks = np.searchsorted(weights, rng.random(size) * weights[-1])
     places = np.random.default_rng(7).permutation(rows).astype(np.int64)
-    positions: NDArray[np.int64] = places[np.minimum(ranks, rows - 1)]
+    positions: NDArray[np.int64] = places[zipf_ranks(rng, rows, size, exponent)]
     return positions
+
+
+def zipf_ranks(
+    rng: np.random.Generator, rows: int, size: int, exponent: float
+) -> NDArray[np.int64]:
+    """Return `size` ranks of 0..rows by Zipf's law, 0 the most popular."""
+    weights = np.cumsum(np.arange(1, rows + 1, dtype=np.float64) ** -exponent)
+    ranks: NDArray[np.int64] = np.searchsorted(weights, rng.random(size) * weights[-1])
+    return np.minimum(ranks, rows - 1)
 
 
 def distinct_positions(
