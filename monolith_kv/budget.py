@@ -59,8 +59,8 @@ class Budget:
 
         Notes
         -----
-        Rows that are in a delta or a snapshot go first, and only then those whose last state is
-        nowhere else on disk but in the call log, if there is one.
+        Of rows that are about as cold, those that are in a delta or a snapshot go before those
+        whose last state is nowhere else on disk but in the call log, if there is one.
         """
         if self.is_held:
             return
@@ -70,10 +70,9 @@ class Budget:
             return
         todo = used - self.limit + self.limit // SLACK
         try:
-            for is_dirty in (False, True):
-                for entry in self._by_size():
-                    if todo > 0:
-                        todo -= self._evict(entry, todo, is_dirty)
+            for entry in self._by_size():
+                if todo > 0:
+                    todo -= self._evict(entry, todo)
             self.is_full = False
         except (StoreFullError, CorruptionError, OSError, MemoryError):
             # The call that came here was made: it must not fail because rows cannot move. A tier
@@ -86,7 +85,7 @@ class Budget:
 
         return sorted(self._state.tables.values(), key=resident, reverse=True)
 
-    def _evict(self, entry: TableEntry, todo: int, is_dirty: bool) -> int:
+    def _evict(self, entry: TableEntry, todo: int) -> int:
         """Evict up to `todo` bytes of a table's rows; return the bytes freed."""
         overflow, core = self._state.overflow, entry.core
         assert overflow is not None
@@ -95,7 +94,7 @@ class Budget:
         while freed < todo:
             resident = core.rows - core.cold_rows
             count = min(resident, -(-(todo - freed) // size), max(1, BLOCK_BYTES // size))
-            fids = core.coldest(count, is_dirty) if count else np.empty(0, np.uint64)
+            fids = core.coldest(count, True) if count else np.empty(0, np.uint64)
             if not len(fids):
                 break
             records, _ = core.pack(fids)
