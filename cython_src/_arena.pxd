@@ -41,7 +41,7 @@ cdef void arena_destroy(Arena* arena) noexcept nogil
 cdef status_t arena_allocate(Arena* arena, row_t* row) noexcept nogil
 cdef void arena_free(Arena* arena, row_t row) noexcept nogil
 cdef size_t arena_size_bytes(const Arena* arena) noexcept nogil
-cdef uint32_t arena_close_sparse(Arena* arena) noexcept nogil
+cdef uint32_t arena_close_sparse(Arena* arena, uint32_t wanted) noexcept nogil
 cdef void arena_open_all(Arena* arena) noexcept nogil
 
 

@@ -90,19 +90,22 @@ cdef size_t arena_size_bytes(const Arena* arena) noexcept nogil:
         + arena.slabs_capacity * (sizeof(Slab) + sizeof(char*)))
 
 
-cdef uint32_t arena_close_sparse(Arena* arena) noexcept nogil:
+cdef uint32_t arena_close_sparse(Arena* arena, uint32_t wanted) noexcept nogil:
     """Close the emptiest slabs whose rows fit into the room of the others; how many were closed.
 
-    Slabs that are less than three quarters full are candidates. Closing goes from the emptiest
-    eighth upwards, so that the fewest rows have to move.
+    Slabs that are less than three quarters full are candidates; where so many are
+    `wanted`, any is. Closing goes from the emptiest eighth upwards, so that the fewest rows have
+    to move.
     """
     cdef uint64_t room = <uint64_t>arena.slabs_mapped * arena.places - arena.rows
     cdef uint64_t moving = 0
     cdef uint32_t closed = 0
     cdef uint32_t eighth, i
     cdef Slab* slab
-    for eighth in range(1, 7):
+    for eighth in range(1, 9 if wanted else 7):
         for i in range(arena.slabs_count):
+            if wanted and closed == wanted:
+                return closed
             slab = &arena.slabs[i]
             if arena.bases[i] == NULL or slab.closed or slab.used * 8 > arena.places * eighth:
                 continue

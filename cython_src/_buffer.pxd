@@ -1,9 +1,12 @@
 """A growing array of bytes for nogil code: what a batch collects under a lock. All inline."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
 
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, status_t
+
+cdef extern from "buffer.h":
+    uint8_t* mkv_bytes_grow(void* data, size_t old, size_t size) noexcept nogil
+    void mkv_bytes_free(void* data, size_t size) noexcept nogil
 
 cdef struct Buffer:
     uint8_t* data
@@ -18,7 +21,7 @@ cdef inline void buffer_init(Buffer* buffer) noexcept nogil:
 
 
 cdef inline void buffer_free(Buffer* buffer) noexcept nogil:
-    free(buffer.data)
+    mkv_bytes_free(buffer.data, buffer.capacity)
     buffer_init(buffer)
 
 
@@ -35,7 +38,7 @@ cdef inline status_t buffer_reserve(Buffer* buffer, size_t more) noexcept nogil:
         capacity = buffer.count + more
     if capacity < 256:
         capacity = 256
-    data = <uint8_t*>realloc(buffer.data, capacity)
+    data = mkv_bytes_grow(buffer.data, buffer.capacity, capacity)
     if data == NULL:
         return STATUS_OUT_OF_MEMORY
     buffer.data = data

@@ -25,9 +25,10 @@ from monolith_kv._lock cimport (
     lock_shared,
 )
 from monolith_kv._optimizers cimport optimizer_kernel, optimizer_state_floats
-from monolith_kv._pages cimport pages_create, pages_destroy, pages_spare_bytes
+from monolith_kv._pages cimport PIECE_BYTES, pages_create, pages_destroy, pages_spare_bytes
 from monolith_kv._row cimport row_is_cold
 from monolith_kv._shard cimport (
+    MKV_ADD64,
     MKV_LOAD64,
     SLOTS,
     Counters,
@@ -78,16 +79,23 @@ cdef int raise_status(status_t status) except -1:
 
 
 cdef class Owned:
-    """Memory of a Buffer that now belongs to an array: it is freed with it, and never copied."""
+    """A Buffer that now belongs to an array: it is freed with it, and never copied."""
 
-    cdef void* data
-    cdef Py_ssize_t count
+    cdef Buffer buffer
 
     def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, self.data, self.count, 0, flags)
+        PyBuffer_FillInfo(view, self, self.buffer.data, <Py_ssize_t>self.buffer.count, 0, flags)
 
     def __dealloc__(self):
-        free(self.data)
+        MKV_ADD64(&in_hand, 0 - <uint64_t>self.buffer.capacity)
+        buffer_free(&self.buffer)
+
+
+cdef uint64_t in_hand = 0
+
+
+def in_hand_bytes():
+    return MKV_LOAD64(&in_hand)
 
 
 cdef int raise_freeing(
@@ -109,8 +117,8 @@ cdef object take_bytes(Buffer* buffer):
         buffer_free(buffer)
         return np.empty(0, np.uint8)
     owned = Owned()
-    owned.data = buffer.data
-    owned.count = <Py_ssize_t>buffer.count
+    owned.buffer = buffer[0]
+    MKV_ADD64(&in_hand, buffer.capacity)
     buffer_init(buffer)
     return np.frombuffer(owned, dtype=np.uint8)
 
@@ -322,6 +330,10 @@ cdef class Core:
         return self.policy.record_bytes
 
     @property
+    def place_bytes(self):
+        return PIECE_BYTES // self.shards[0].arena.places
+
+    @property
     def rows(self):
         cdef uint64_t rows = 0
         cdef size_t i
@@ -364,16 +376,17 @@ cdef class Core:
         cdef size_t rows = 0, index = 0, sketch = 0, touched = 0
         cdef size_t i
         cdef Shard* shard
-        self.lock_all()
         for i in range(SHARDS):
             shard = &self.shards[i]
+            with nogil:
+                lock_shared(&shard.lock)
             rows += arena_size_bytes(&shard.arena)
             index += shard.index.size_bytes
             sketch += sketch_size_bytes(&shard.sketch)
             touched += (
                 shard.touched.capacity + shard.seal_fids.capacity + shard.seal_saved.capacity
                 + shard.snapshot_saved.capacity + shard.sightings.capacity)
-        self.unlock_all()
+            lock_leave(&shard.lock)
         rows += pages_spare_bytes(&self.pages) + backer_ready_bytes(&self.pages.backer)
         return {"rows": rows, "index": index, "sketch": sketch, "touched": touched}
 

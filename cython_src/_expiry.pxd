@@ -4,7 +4,7 @@ A row is expired when now - timestamp >= ttl, in whole seconds. A clock that wen
 difference negative: nothing expires.
 """
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
@@ -20,8 +20,9 @@ cdef status_t shard_expired(
 # Room was promised, and reserved in `removed`.
 cdef void shard_expire(
     Shard* shard, const Batch* batch, size_t number, unix_s_t now, Buffer* removed) noexcept nogil
-# Close sparse slabs: shard_shrink then moves their rows away. How many slabs.
-cdef uint64_t shard_shrink_begin(Shard* shard) noexcept nogil
+# Close sparse slabs, or if so many are `wanted` the emptiest: shard_shrink then moves their rows
+# away. How many slabs.
+cdef uint64_t shard_shrink_begin(Shard* shard, uint32_t wanted) noexcept nogil
 # Move rows of the segment at `position` out of closed slabs, rebuild it smaller if it is mostly
 # empty; the hash where the next begins, 0 at the end.
 cdef status_t shard_shrink(Shard* shard, uint64_t position, uint64_t* next_position) noexcept nogil

@@ -93,10 +93,10 @@ cdef void shard_expire(
 
 # --- giving memory back ----------------------------------------------------------------------
 
-cdef uint64_t shard_shrink_begin(Shard* shard) noexcept nogil:
+cdef uint64_t shard_shrink_begin(Shard* shard, uint32_t wanted) noexcept nogil:
     cdef uint64_t closed
     lock_alone(&shard.lock)
-    closed = arena_close_sparse(&shard.arena)
+    closed = arena_close_sparse(&shard.arena, wanted)
     lock_leave(&shard.lock)
     return closed
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from monolith_kv._batch cimport Batch, batch_destroy
@@ -249,8 +249,9 @@ cdef class Records(Core):
         raise_status(status)
         return take_fids(&removed)
 
-    def shrink(self, cursor):
+    def shrink(self, cursor, excess=0):
         cdef uint64_t position = cursor
+        cdef uint32_t wanted = -(-excess // (SHARDS * PIECE_BYTES))
         cdef uint64_t next_position = 0
         cdef size_t shard = hash_shard(position)
         cdef bint is_first = position << SHARD_BITS == 0
@@ -258,7 +259,7 @@ cdef class Records(Core):
         before = self.memory()
         with nogil:
             if is_first:
-                shard_shrink_begin(&self.shards[shard])
+                shard_shrink_begin(&self.shards[shard], wanted)
             status = shard_shrink(&self.shards[shard], position, &next_position)
             if hash_shard(next_position) != shard or next_position == 0:
                 shard_shrink_end(&self.shards[shard])

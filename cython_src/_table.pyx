@@ -58,9 +58,9 @@ from monolith_kv._write cimport (
     shards_upsert,
 )
 
-from monolith_kv._core import Barrier
+from monolith_kv._core import Barrier, in_hand_bytes
 
-__all__ = ["Barrier", "TableCore"]
+__all__ = ["Barrier", "TableCore", "in_hand_bytes"]
 
 
 cdef object cold_positions(Buffer* cold):

@@ -6,7 +6,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Barrier", "TableCore"]
+__all__ = ["Barrier", "TableCore", "in_hand_bytes"]
 
 Fids = NDArray[np.uint64]
 Floats = NDArray[np.float32]
@@ -15,6 +15,9 @@ Positions = NDArray[np.int64]
 Flags = NDArray[np.uint8]
 SliceSettings = tuple[int, int, tuple[float, ...], int, float, float, int]
 GateSettings = tuple[int, Mapping[int, int], int, float, int]
+
+# Of arrays that tables of this process have handed out: records on their way to a file, say.
+def in_hand_bytes() -> int: ...
 
 class Barrier:
     """Between calls: while it is held no call that changes rows is under way."""
@@ -38,6 +41,8 @@ class TableCore:
     def dim(self) -> int: ...
     @property
     def state_floats(self) -> int: ...
+    @property
+    def place_bytes(self) -> int: ...  # Of memory that a row takes.
     @property
     def record_bytes(self) -> int: ...
     @property
@@ -93,7 +98,8 @@ class TableCore:
     # --- expiry
     def expired(self, cursor: int, now: float) -> tuple[Fids, Fids, int]: ...
     def expire(self, ids: Fids, now: float) -> Fids: ...
-    def shrink(self, cursor: int) -> tuple[int, int]: ...
+    # Sparse slabs, or as many of the emptiest as make so many bytes.
+    def shrink(self, cursor: int, excess: int = 0) -> tuple[int, int]: ...
 
     # --- views; a flip while the barrier is held
     def touched(self) -> int: ...

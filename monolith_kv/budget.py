@@ -5,32 +5,39 @@ rows become cold, and are forgotten after they came back. All but reads is done 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monolith_kv._table import in_hand_bytes
 from monolith_kv.errors import ClosedError, CorruptionError, StoreFullError
 from monolith_kv.fids import distinct, without
 from monolith_kv.refill import refill
 from monolith_kv.state import NO_RECORDS, StoreState, TableEntry
+from monolith_kv.storage.overflow import OverflowTier
 
 Fids = NDArray[np.uint64]
-BLOCK_BYTES = 8 << 20
-SLACK = 32  # Evict so that one part in 32 of the limit is free: not at every call.
+BLOCK_BYTES = 2 << 20  # Of records on their way: several copies of a block are under way at once.
+SLACK = 32  # One part in 32 of the limit is kept free, so that not every call evicts.
+STEP_BYTES = 1 << 20  # Of rows that leave in one step: a call may have to wait for it.
+ROWS_SHARE_MIN = 8
+KEPT_BYTES_MIN = 4 << 20  # Of slabs: one for each shard, and the free ones of _pages.pyx.
+GIVE_SEGMENTS = 16  # Of the index, some thousand rows each, in one step.
 ATTEMPTS = 8
 
 
 class Budget:
-    """Keeps the rows in memory within `memory_limit`.
+    """Keeps what the store has in memory within `memory_limit`, and some of it free.
 
     Parameters
     ----------
     state : StoreState
         Of a store with an overflow tier.
     limit : int
-        Bytes of rows and index, over all tables.
+        Bytes of all that `memory_by_kind` counts.
 
     Attributes
     ----------
@@ -38,6 +45,14 @@ class Budget:
         Memory is over its limit and the overflow tier takes no more: no new ids.
     is_held : bool
         No row may leave memory now; whoever sets it settles afterwards.
+    wake : callable or None
+        Called when `step` has something to do; None: nobody calls `step`.
+
+    Notes
+    -----
+    Rows are counted where they leave (the places that they take) and where they lie (slabs as
+    mapped): places that became free are used again, so that slabs stay as they are while rows come
+    and go. Only where all else takes more of the limit than before are slabs given back.
     """
 
     def __init__(self, state: StoreState, limit: int) -> None:
@@ -45,64 +60,207 @@ class Budget:
         self.limit = limit
         self.is_full = False
         self.is_held = False
+        self.wake: Callable[[], None] | None = None
+        self._moving: list[Move] = []  # Rows whose records are written just now.
+        self._giving: Giving | None = None
+        self._least = 0  # Bytes of slabs of which none could be given back.
 
     def used(self) -> int:
-        """Bytes of rows and index in memory, over all tables."""
-        total = 0
-        for entry in self._state.tables.values():
-            core = entry.core
-            total += (core.rows - core.cold_rows) * core.record_bytes + core.memory()["index"]
-        return total
+        """Bytes in memory, of every kind."""
+        return sum(memory_by_kind(self._state).values())
 
-    def settle(self) -> None:
-        """Evict what is over the limit; where there is no room for it, note that.
+    def settle(self, need: int = 0) -> None:
+        """Evict what is over the limit, and as much as leaves room for `need` bytes of rows more.
 
         Notes
         -----
         Of rows that are about as cold, those that are in a delta or a snapshot go before those
-        whose last state is nowhere else on disk but in the call log, if there is one.
+        whose last state is nowhere else on disk but in the call log, if there is one. Where there
+        is no room for them, that is noted.
         """
         if self.is_held:
             return
-        used = self.used()
-        if used <= self.limit:
+        room, excess = self._room()
+        spare = self.limit // SLACK
+        if room < need:
+            # Some more, so that not every call has to.
+            self._send_out(need - room + (spare if self.wake is None else min(spare, STEP_BYTES)))
+        else:
             self.is_full = False
-            return
-        todo = used - self.limit + self.limit // SLACK
+        if self.wake is not None and (room - need < spare // 2 or excess > 0):
+            self.wake()
+        if excess > (0 if self.wake is None else spare):
+            self._give_back(excess)
+
+    def step(self) -> bool:
+        """Do a bounded part of what is due, so that calls need not; whether there is more.
+
+        Notes
+        -----
+        Not under the mutex: records are written without it. Their rows stay in memory meanwhile,
+        nobody else evicts them, and those that have changed by then remain.
+        """
+        state = self._state
+        with state.mutex:
+            if self.is_held or state.closed:
+                return False
+            room, excess = self._room()
+            short = self.limit // SLACK - room
+            if short <= 0:
+                return (self._giving is not None or excess > 0) and self._give_back(excess)
+            moves = self._moving = self._choose(min(short, STEP_BYTES))
         try:
-            for entry in self._by_size():
-                if todo > 0:
-                    todo -= self._evict(entry, todo)
+            for move in moves:
+                move.put()
+        except (StoreFullError, CorruptionError, OSError, MemoryError):
+            moves = []  # As a call fails that evicts: the next one has to, and notes it.
+        with state.mutex:
+            self._moving = []
+            for move in moves:
+                move.finish()
+        return bool(moves) and short > STEP_BYTES
+
+    def _room(self) -> tuple[int, int]:
+        """Bytes that rows may take beyond those they take, and bytes of slabs that are too many."""
+        kinds = memory_by_kind(self._state)
+        mapped = kinds["rows"]
+        # What is too small for all else has some rows in memory nevertheless: slow, but not stuck.
+        allowed = max(self.limit - sum(kinds.values()) + mapped, self.limit // ROWS_SHARE_MIN)
+        taken = sum(resident_bytes(entry) for entry in self._state.tables.values())
+        # A part of the slabs is free places, some in each shard; some slabs are kept for the next.
+        kept = max(KEPT_BYTES_MIN, mapped // 64)
+        excess = min(mapped - allowed, mapped - taken - kept)
+        return allowed - self.limit // SLACK - taken, excess if mapped != self._least else 0
+
+    def _send_out(self, todo: int) -> None:
+        """Evict so many bytes of rows at once."""
+        try:
+            while todo > 0:
+                moves = self._choose(min(todo, BLOCK_BYTES))
+                if not moves:
+                    break
+                for move in moves:
+                    move.put()
+                    move.finish()
+                    todo -= len(move.fids) * move.entry.core.place_bytes
             self.is_full = False
         except (StoreFullError, CorruptionError, OSError, MemoryError):
             # The call that came here was made: it must not fail because rows cannot move. A tier
             # that cannot be written is as good as full.
             self.is_full = True
 
-    def _by_size(self) -> list[TableEntry]:
-        def resident(entry: TableEntry) -> int:
-            return (entry.core.rows - entry.core.cold_rows) * entry.core.record_bytes
-
-        return sorted(self._state.tables.values(), key=resident, reverse=True)
-
-    def _evict(self, entry: TableEntry, todo: int) -> int:
-        """Evict up to `todo` bytes of a table's rows; return the bytes freed."""
-        overflow, core = self._state.overflow, entry.core
+    def _choose(self, todo: int) -> "list[Move]":
+        """Choose the coldest rows of all tables, by their share of memory, of so many bytes."""
+        overflow = self._state.overflow
         assert overflow is not None
-        size = core.record_bytes
-        freed = 0
-        while freed < todo:
-            resident = core.rows - core.cold_rows
-            count = min(resident, -(-(todo - freed) // size), max(1, BLOCK_BYTES // size))
-            fids = core.coldest(count, True) if count else np.empty(0, np.uint64)
-            if not len(fids):
-                break
-            records, _ = core.pack(fids)
-            rows = entry.rows_of(records)
-            overflow.put(entry.id, rows["fid"].astype(np.uint64), records.reshape(-1, size))
-            core.evict(rows["fid"].astype(np.uint64))
-            freed += len(rows) * size
-        return freed
+        sizes = {entry: resident_bytes(entry) for entry in self._state.tables.values()}
+        total, moves = sum(sizes.values()), []
+        for entry, size in sizes.items():
+            if not size:
+                continue
+            core = entry.core
+            part = min(-(-todo * size // total), size)
+            fids = core.coldest(-(-part // core.place_bytes), True)
+            for move in self._moving:
+                if move.entry is entry:
+                    fids = without(fids, move.fids)
+            if len(fids):
+                moves.append(Move(overflow, entry, fids))
+        return moves
+
+    def _give_back(self, excess: int) -> bool:
+        """Empty slabs into the free places of others, along a part of a table's index.
+
+        Returns whether it is worth going on.
+        """
+        if self._giving is None:
+            entry = max(self._state.tables.values(), key=free_bytes)
+            self._giving = Giving(entry, min(excess, free_bytes(entry)))
+        giving = self._giving
+        for _ in range(GIVE_SEGMENTS):
+            if giving.cursor >= 0 and not giving.entry.dropped:
+                with contextlib.suppress(MemoryError):
+                    freed, giving.cursor = giving.entry.core.shrink(giving.cursor, giving.excess)
+                    giving.freed += freed
+        if giving.cursor >= 0 and not giving.entry.dropped:
+            return True
+        self._giving = None
+        # In vain: not again before something is different.
+        self._least = 0 if giving.freed else memory_by_kind(self._state)["rows"]
+        return giving.freed > 0
+
+
+@dataclass
+class Giving:
+    """A walk along a table's index that gives slabs back."""
+
+    entry: TableEntry
+    excess: int
+    cursor: int = 0
+    freed: int = 0
+
+
+class Move:
+    """Rows of a table on their way to the overflow tier."""
+
+    def __init__(self, overflow: OverflowTier, entry: TableEntry, fids: Fids) -> None:
+        self.entry = entry
+        self._overflow = overflow
+        self._records = self._read(fids)
+        self.fids = self._records["fid"].astype(np.uint64)
+
+    def put(self) -> None:
+        """Write their records."""
+        self._overflow.put(self.entry.id, self.fids, self._bytes(self._records))
+
+    def finish(self) -> None:
+        """Take those out of memory that are what was written. Under the mutex."""
+        if self.entry.dropped:
+            return
+        now = self._read(self.fids)
+        places = np.searchsorted(self.fids, now["fid"])
+        is_same = (self._bytes(now) == self._bytes(self._records[places])).all(axis=1)
+        self.entry.core.evict(now["fid"][is_same].astype(np.uint64))
+        if not is_same.all() or len(now) < len(self.fids):
+            changed = np.setdiff1d(self.fids, now["fid"][is_same])
+            with contextlib.suppress(StoreFullError, CorruptionError, OSError):
+                self._overflow.forget(self.entry.id, changed)
+
+    def _read(self, fids: Fids) -> NDArray[Any]:
+        rows = self.entry.rows_of(self.entry.core.pack(fids)[0])
+        return rows[np.argsort(rows["fid"])]
+
+    def _bytes(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
+        return rows.view(np.uint8).reshape(len(rows), self.entry.core.record_bytes)
+
+
+def resident_bytes(entry: TableEntry) -> int:
+    """Bytes of the places that a table's rows take in memory."""
+    return (entry.core.rows - entry.core.cold_rows) * entry.core.place_bytes
+
+
+def free_bytes(entry: TableEntry) -> int:
+    """Bytes of a table's slabs that no row takes."""
+    return entry.core.memory()["rows"] - resident_bytes(entry)
+
+
+def memory_by_kind(state: StoreState) -> dict[str, int]:
+    """Return the bytes that the store has in memory: those of its tables, and its own.
+
+    Notes
+    -----
+    "in_hand" are records between tables and files: what a seal or a snapshot has kept of rows that
+    changed meanwhile, blocks on their way to disk; of all stores of the process. Not counted is
+    what a caller hands over and gets.
+    """
+    kinds = {"rows": 0, "index": 0, "sketch": 0, "touched": 0, "sightings": 0}
+    for entry in state.tables.values():
+        for kind, size in entry.core.memory().items():
+            kinds[kind] += size
+        kinds["sightings"] += sum(map(len, entry.pending_sightings))
+    kinds["in_hand"] = in_hand_bytes()
+    kinds["dense"] = len(state.dense.data)
+    return kinds
 
 
 def promote(state: StoreState, entry: TableEntry, fids: Fids) -> None:
@@ -110,6 +268,9 @@ def promote(state: StoreState, entry: TableEntry, fids: Fids) -> None:
     if state.overflow is None or not entry.core.cold_rows:
         return
     cold = entry.core.cold(fids)
+    if len(cold) and state.budget is not None:
+        state.budget.settle(len(cold) * entry.core.place_bytes)
+        cold = entry.core.cold(fids)  # Others of them may have had to go.
     if len(cold):
         records = read_cold(state, entry, cold)
         entry.core.promote(records.reshape(-1))

@@ -153,8 +153,8 @@ class Compactor:
                 fids, cold, cursor = core.expired(step.cursor, now)
                 gone = self._expired_cold(entry, cold, now)
                 if len(gone):
-                    promote(state, entry, gone)
                     fids = np.concatenate([fids, gone])
+                    promote(state, entry, fids)  # All: what comes back may send others out.
                 log = state.open_log()
                 offset = 0
                 if log is not None and len(fids):

@@ -1,4 +1,4 @@
-"""The background: one thread that seals, compacts in slices and prefetches.
+"""The background: threads that seal and compact in slices, keep room in memory, and prefetch.
 
 What it fails at is kept for the next call to raise; while a due seal fails, calls of a store that
 is open "interval" are refused, so that a crash loses no more than the interval. It waits on the
@@ -26,6 +26,7 @@ SLICE_SHARE = 0.05  # Of the time between two slices.
 SLICES_PER_INTERVAL = 20
 PAUSE_MAX_S = 1.0
 RETRY_S = 5.0  # A seal that fails is tried again after so long, or its interval.
+ROOM_PAUSE_S = 0.001  # Between two steps: calls that wait for the mutex come in here.
 PREFETCH_IDS = 4096
 PREFETCH_QUEUE_MAX = 64
 
@@ -49,6 +50,8 @@ class Maintenance:
         self._wake = threading.Event()
         self._queue: deque[tuple[TableEntry, NDArray[np.uint64]]] = deque(maxlen=PREFETCH_QUEUE_MAX)
         self._fetcher: threading.Thread | None = None
+        self._full = threading.Event()
+        self._evictor: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin; nothing where there is nothing to do in the background."""
@@ -57,6 +60,13 @@ class Maintenance:
             return
         if state.budget is not None:
             state.prefetch = self._prefetch
+            if state.settings.delta_interval_s is not None and self._evictor is None:
+                self._evictor = threading.Thread(
+                    target=_make_room, args=(weakref.ref(self), self._full, self._stop),
+                    name="monolith-kv-room", daemon=True,
+                )  # fmt: skip
+                self._evictor.start()
+                state.budget.wake = self._full.set
         if state.settings.delta_interval_s is not None and self._thread is None:
             self._thread = threading.Thread(
                 target=_loop, args=(weakref.ref(self), self._stop), name="monolith-kv", daemon=True
@@ -67,7 +77,8 @@ class Maintenance:
         """End; returns when the work under way is done."""
         self._stop.set()
         self._wake.set()
-        for thread in (self._thread, self._fetcher):
+        self._full.set()
+        for thread in (self._thread, self._fetcher, self._evictor):
             if thread is not None and thread is not threading.current_thread():
                 thread.join()
 
@@ -115,6 +126,14 @@ class Maintenance:
             for entry in self._state.tables.values()
         )
 
+    # --- room in memory --------------------------------------------------------------------
+
+    def make_room(self) -> None:
+        """Evict until there is some room, a step at a time; what fails shows in the next call."""
+        budget = self._state.budget
+        while budget is not None and budget.step() and not self._stop.wait(ROOM_PAUSE_S):
+            pass
+
     # --- prefetch --------------------------------------------------------------------------
 
     def _prefetch(self, entry: TableEntry, ids: NDArray[np.uint64]) -> None:
@@ -158,6 +177,19 @@ def _loop(owner: "weakref.ref[Maintenance]", stop: threading.Event) -> None:
         pause_s = maintenance.pause_s()
         sealed = maintenance.step(sealed)
         del maintenance
+
+
+def _make_room(
+    owner: "weakref.ref[Maintenance]", full: threading.Event, stop: threading.Event
+) -> None:
+    while not stop.is_set():
+        maintenance = owner()
+        if maintenance is None:
+            return
+        maintenance.make_room()
+        del maintenance
+        full.wait(PAUSE_MAX_S)
+        full.clear()
 
 
 def _fetch(owner: "weakref.ref[Maintenance]", stop: threading.Event) -> None:

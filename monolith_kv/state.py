@@ -59,12 +59,16 @@ class Room(Protocol):
 
     is_full: bool
     is_held: bool
+    wake: Callable[[], None] | None
 
     def used(self) -> int:
         """Bytes in memory."""
 
-    def settle(self) -> None:
-        """Move to the overflow tier what is over the limit."""
+    def settle(self, need: int = 0) -> None:
+        """Move to the overflow tier what is over the limit, and room for `need` bytes more."""
+
+    def step(self) -> bool:
+        """Do a bounded part of that in advance; whether there is more to do."""
 
 
 class TableEntry:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from monolith_kv.budget import memory_by_kind
 from monolith_kv.state import StoreState, TableEntry
 
 
@@ -34,6 +35,7 @@ def store_stats(state: StoreState) -> dict[str, Any]:
             "limit": state.settings.memory_limit,
             "used": None if budget is None else budget.used(),
             "is_full": budget is not None and budget.is_full,
+            "kinds": memory_by_kind(state),
         },
         "overflow": None
         if overflow is None

@@ -63,8 +63,9 @@ def open(
     snapshots_kept : int
         How many snapshots stay under the store; 1 or more.
     memory_limit : size, optional
-        Bytes of rows and index in memory, over all tables; colder records overflow to disk under
-        the store and stay readable.
+        Bytes of rows, index and all else that the store keeps in memory (`stats` tells by kind),
+        over all tables; colder records overflow to disk under the store and stay readable. What a
+        call itself works on comes on top.
     overflow_limit : size, optional
         Bytes on disk for them; when they are used up a call that needs room for new ids raises
         StoreFullError.

@@ -463,7 +463,8 @@ class Store:
             seal), "memory" (bytes by kind: rows, index, sketch, touched), "gate" (admitted,
             rejected, fill, error_estimate), "counters" (inserted, expired, removed, evicted,
             promoted, lookups, hits, cold_hits: ids);
-            "memory": "bytes", and with a limit "used", "limit", "is_full";
+            "memory": "bytes" of tables, "kinds" (all bytes by kind: those of the tables, sightings
+            in no delta yet, dense), and with a limit "used", "limit", "is_full";
             "overflow": None, or "rows", "bytes", "limit", "corrupt";
             "files": "deltas", "delta_bytes", "snapshots", "snapshot_bytes", "call_log_bytes",
             "call_log_records";

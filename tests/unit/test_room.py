@@ -1,0 +1,125 @@
+"""Room in memory is made in the background, a step at a time, and nothing is lost on the way."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import monolith_kv as mkv
+
+DIM = 64
+IDS = np.arange(60_000, dtype=np.uint64)
+LIMIT = 16 << 20
+
+
+@pytest.fixture
+def store(store_dir: Path) -> Iterator[mkv.Store]:
+    """A store with rows up to its limit, whose background is the test itself."""
+    with mkv.open(store_dir, delta_interval=None, memory_limit=LIMIT) as store:
+        table = store.create_table("item", DIM, optimizer=mkv.SGD(lr=1.0))
+        budget(store).wake = lambda: None
+        for start in range(0, len(IDS), 1000):
+            ids = IDS[start : start + 1000]
+            table.upsert(ids, np.repeat(ids.astype(np.float32)[:, None], DIM, axis=1))
+        yield store
+
+
+def budget(store: mkv.Store) -> Any:
+    return store._state.budget
+
+
+def evicted(store: mkv.Store) -> int:
+    return int(store.stats()["tables"]["item"]["counters"]["evicted"])
+
+
+def make_room(store: mkv.Store) -> int:
+    steps = 1
+    while budget(store).step():
+        steps += 1
+    return steps
+
+
+def test_a_step_is_bounded_and_steps_make_room_for_the_calls_that_follow(store):
+    before = evicted(store)
+    budget(store).step()
+    assert 0 < evicted(store) - before <= 1.1 * (1 << 20) / (4 * DIM)
+    make_room(store)
+    # Some slabs are kept for the next rows.
+    assert store.stats()["memory"]["used"] <= LIMIT + (4 << 20)
+    before = evicted(store)
+    table = store.table("item")
+    table.pull(np.arange(10**6, 10**6 + 500, dtype=np.uint64))
+    assert evicted(store) == before
+    assert make_room(store) == 1  # There is enough left.
+
+
+def test_rows_that_change_while_their_records_are_written_stay_in_memory(store, monkeypatch):
+    table, overflow = store.table("item"), store._state.overflow
+    put, changed, removed = overflow.put, [], []
+
+    def slow_put(table_id, fids, records):
+        if not changed:  # A call comes in between: here, since the mutex is free.
+            changed.extend(fids[:10].tolist())
+            removed.extend(fids[10:15].tolist())
+            table.push(fids[:10], np.full((10, DIM), -1.0, np.float32))
+            table.remove(fids[10:15])
+        put(table_id, fids, records)
+
+    monkeypatch.setattr(overflow, "put", slow_put)
+    before, rows = evicted(store), overflow.rows
+    budget(store).step()
+    assert len(changed) == 10
+    assert overflow.rows - rows == evicted(store) - before > 0
+    expected = IDS.astype(np.float32)
+    expected[changed] += 1.0
+    expected[removed] = 0.0
+    assert np.array_equal(table.lookup(IDS)[:, 0], expected)
+    assert store.verify() == []
+
+
+def test_a_call_that_needs_room_during_a_step_leaves_its_rows_alone(store, monkeypatch):
+    table, overflow = store.table("item"), store._state.overflow
+    put, seen = overflow.put, []
+
+    def slow_put(table_id, fids, records):
+        seen.append(set(fids.tolist()))
+        if len(seen) == 1:
+            new = np.arange(10**6, 10**6 + 20_000, dtype=np.uint64)
+            table.upsert(new, np.ones((len(new), DIM), np.float32))
+        put(table_id, fids, records)
+
+    monkeypatch.setattr(overflow, "put", slow_put)
+    budget(store).step()
+    assert len(seen) > 1
+    assert all(not seen[0] & others for others in seen[1:])
+    assert np.array_equal(table.lookup(IDS)[:, 0], IDS.astype(np.float32))
+
+
+def test_a_tier_that_cannot_be_written_ends_a_step_and_keeps_its_rows(store, monkeypatch):
+    table, overflow = store.table("item"), store._state.overflow
+
+    def full(*arguments):
+        raise mkv.StoreFullError("the disk is full")
+
+    before = evicted(store)
+    monkeypatch.setattr(overflow, "put", full)
+    assert not budget(store).step()
+    assert evicted(store) == before
+    monkeypatch.undo()
+    assert np.array_equal(table.lookup(IDS)[:, 0], IDS.astype(np.float32))
+    make_room(store)
+    assert evicted(store) > before
+
+
+def test_all_tables_give_room_by_their_share(store_dir):
+    with mkv.open(store_dir, delta_interval=None, memory_limit=LIMIT) as store:
+        big, small = (store.create_table(name, DIM, optimizer=mkv.SGD()) for name in ("b", "s"))
+        for start in range(0, 60_000, 1000):
+            ids = np.arange(start, start + 1000, dtype=np.uint64)
+            big.upsert(ids, np.ones((1000, DIM), np.float32))
+            small.upsert(ids[:500], np.ones((500, DIM), np.float32))
+        tables = store.stats()["tables"].values()
+        b, s = (table["rows"] - table["cold_rows"] for table in tables)
+        assert 1.5 < b / s < 3
