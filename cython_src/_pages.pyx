@@ -5,6 +5,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from monolith_kv._backing cimport (
+    REGION_BYTES,
     backer_create,
     backer_destroy,
     backer_forget_loose,
@@ -17,9 +18,20 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
 
-cdef extern from "<sys/mman.h>" nogil:
-    int madvise(void* address, size_t length, int advice)
-    int MADV_DONTNEED
+cdef extern from *:
+    """
+    #include <sys/mman.h>
+    /* Give the memory of a part of a region back, for good: of one that may be huge the kernel
+       would make a whole one again by itself, in its own time. */
+    static void mkv_part_drop(void *region, size_t region_bytes, void *part, size_t bytes) {
+    #ifdef MADV_NOHUGEPAGE
+        madvise(region, region_bytes, MADV_NOHUGEPAGE);
+    #endif
+        madvise(part, bytes, MADV_DONTNEED);
+    }
+    """
+    void mkv_part_drop(
+        void* region, size_t region_bytes, void* part, size_t bytes) noexcept nogil
 
 cdef extern from *:
     int __builtin_ctz(unsigned int value) noexcept nogil
@@ -155,7 +167,10 @@ cdef void locked_give(Pages* pages, char* piece) noexcept nogil:
         return
     # Those that were freed first: they are the last to be used again.
     backer_forget_loose(&pages.backer)
-    madvise(pages.free[pages.dry_count], PIECE_BYTES, MADV_DONTNEED)
+    piece = pages.free[pages.dry_count]
+    mkv_part_drop(
+        <void*>(<uintptr_t>piece & ~<uintptr_t>(REGION_BYTES - 1)), REGION_BYTES, piece,
+        PIECE_BYTES)
     pages.dry_count += 1
 
 

@@ -1,6 +1,10 @@
 """Giving memory back moves rows out of sparse slabs: all of a row comes along."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from monolith_kv._table import Barrier, TableCore
 
@@ -32,3 +36,19 @@ def test_rows_that_are_moved_keep_embedding_state_and_time() -> None:
     assert core.memory()["rows"] < full / 2
     assert freed > full / 2
     assert core.check() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how memory is mapped")
+def test_memory_that_was_given_back_is_not_taken_again_by_the_kernel() -> None:
+    def never_huge() -> int:
+        """Maps that the kernel makes no huge pages of, whatever part of them is in use."""
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        return sum(" nh" in line for line in lines if line.startswith("VmFlags"))
+
+    core = TableCore(Barrier(), [ADAGRAD], 1)
+    ids = np.arange(ROWS, dtype=np.uint64)
+    core.insert(ids, 1_000.0)
+    before = never_huge()
+    core.remove(ids[np.arange(ROWS) % 3 > 0])
+    assert shrink(core) > 0
+    assert never_huge() > before
