@@ -44,6 +44,7 @@ def store_stats(state: StoreState) -> dict[str, Any]:
             "bytes": overflow.bytes,
             "limit": state.settings.overflow_limit,
             "corrupt": overflow.corrupt,
+            **_traffic(tables),
         },
         "files": {
             "deltas": len(found.deltas),
@@ -62,6 +63,25 @@ def store_stats(state: StoreState) -> dict[str, Any]:
             "error": None if state.background_error is None else repr(state.background_error),
             "failure": None if state.failure is None else repr(state.failure),
         },
+    }
+
+
+def _traffic(tables: dict[str, Any]) -> dict[str, Any]:
+    """What went between the tiers since the store was opened."""
+    counters = [table["counters"] for table in tables.values()]
+    evicted, promoted, hits, cold_hits = (
+        sum(each[name] for each in counters)
+        for name in ("evicted", "promoted", "hits", "cold_hits")
+    )
+    return {
+        "evicted": evicted,
+        "evicted_bytes": sum(
+            table["counters"]["evicted"] * table["record_bytes"] for table in tables.values()
+        ),
+        "promoted": promoted,
+        "cold_hits": cold_hits,
+        # What was promoted ahead of its use is no hit, either.
+        "hit_rate": max(0.0, 1.0 - (cold_hits + promoted) / hits) if hits else None,
     }
 
 

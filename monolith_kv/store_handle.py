@@ -465,10 +465,10 @@ class Store:
             promoted, lookups, hits, cold_hits: ids);
             "memory": "bytes" of tables, "kinds" (all bytes by kind: those of the tables, sightings
             in no delta yet, dense), and with a limit "used", "limit", "is_full";
-            "overflow": None, or "rows", "bytes", "limit", "corrupt";
+            "overflow": None, or "rows", "bytes", "limit", "corrupt", and since opening "evicted",
+            "evicted_bytes", "promoted", "cold_hits" (ids read there), "hit_rate" of memory;
             "files": "deltas", "delta_bytes", "snapshots", "snapshot_bytes", "call_log_bytes",
-            "call_log_records";
-            "dense": "version", "bytes";
+            "call_log_records"; "dense": "version", "bytes";
             "calls_replayed": from logs, when the store was opened;
             "lost": what the last recovery knew to be lost, "damaged": files it passed over;
             "suspects": tables that compaction leaves alone, and why;

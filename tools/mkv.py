@@ -5,6 +5,8 @@ file cannot be reached or written.
 """
 
 import argparse
+import contextlib
+import os
 import sys
 from typing import Any, Literal
 
@@ -106,8 +108,20 @@ def stat_values(store: mkv.Store, position: Position) -> dict[str, Any]:
         "snapshots": position.snapshots,
         "deltas": position.deltas,
         "bytes": position.bytes,
+        "memory": store.stats()["memory"]["kinds"],
+        "overflow_bytes": overflow_bytes(store.path),
         "tables": tables,
     }
+
+
+def overflow_bytes(path: str) -> int:
+    """Return what the overflow tier of whoever has the store open takes on disk."""
+    total = 0
+    for folder, _, names in os.walk(os.path.join(path, "overflow")):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # It comes and goes with its rows.
+                total += os.stat(os.path.join(folder, name)).st_blocks * 512
+    return total
 
 
 def stat_text(values: dict[str, Any]) -> str:
@@ -118,6 +132,8 @@ def stat_text(values: dict[str, Any]) -> str:
         f"{values['rows']} rows, {values['snapshots']} snapshots, {values['deltas']} deltas, "
         f"{size_text(values['bytes'])} published",
         f"cursor {values['cursor']}, dense parameters version {values['dense_version']}",
+        f"in memory {size_text(sum(values['memory'].values()))}, in its writer's overflow "
+        f"{size_text(values['overflow_bytes'])}",
         f"digest {values['digest']}",
     ]
     if values["tables"]:

@@ -59,6 +59,17 @@ def test_stat_works_beside_a_writer(store_path: Path) -> None:
         assert call("mkv", "stat", store_path).code == 0
 
 
+def test_stat_tells_what_a_writers_overflow_takes_on_disk(store_path: Path) -> None:
+    [found] = call("mkv", "stat", store_path, "--json").lines()
+    assert found["overflow_bytes"] == 0
+    assert found["memory"]["rows"] > 0
+    with mkv.open(store_path, delta_interval=None, memory_limit="1MiB") as store:
+        table = store.create_table("wide", 1024)
+        table.upsert(np.arange(1000), np.ones((1000, 1024), np.float32))
+        [found] = call("mkv", "stat", store_path, "--json").lines()
+        assert found["overflow_bytes"] >= store.stats()["overflow"]["rows"] * 1024 * 4 > 0
+
+
 def test_inspect_reads_every_file(store_path: Path) -> None:
     target = store_path.parent / "target"
     assert call("mkv-replicate", "push", store_path, target, "--once").code == 0

@@ -123,3 +123,19 @@ def test_all_tables_give_room_by_their_share(store_dir):
         tables = store.stats()["tables"].values()
         b, s = (table["rows"] - table["cold_rows"] for table in tables)
         assert 1.5 < b / s < 3
+
+
+def test_stats_tell_what_went_between_the_tiers(store_dir):
+    with mkv.open(store_dir, delta_interval=None, memory_limit="4MiB") as store:
+        table = store.create_table("item", DIM, optimizer=mkv.SGD())
+        assert store.stats()["overflow"]["hit_rate"] is None
+        ids = np.arange(30_000, dtype=np.uint64)
+        table.upsert(ids, np.ones((len(ids), DIM), np.float32))
+        cold = store.stats()["tables"]["item"]["cold_rows"]
+        table.lookup(ids)
+        found = store.stats()["overflow"]
+        assert (found["evicted"], found["cold_hits"], found["promoted"]) == (cold, cold, 0)
+        assert found["evicted_bytes"] == cold * store.stats()["tables"]["item"]["record_bytes"]
+        assert found["hit_rate"] == pytest.approx(1 - cold / len(ids))
+        table.pull(ids[:5000])
+        assert store.stats()["overflow"]["promoted"] > 0
