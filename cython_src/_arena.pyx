@@ -46,7 +46,8 @@ cdef status_t arena_allocate(Arena* arena, row_t* row) noexcept nogil:
                 and not slab.closed):
             break
         number += 1
-    if number == arena.slabs_count:
+    # Beyond it where the last slabs were given back.
+    if number >= arena.slabs_count:
         number = 0 if arena.slabs_mapped < arena.slabs_count else arena.slabs_count
         while number < arena.slabs_count and arena.bases[number] != NULL:
             number += 1
