@@ -60,7 +60,7 @@ from monolith_kv._write cimport (
 
 from monolith_kv._core import Barrier, in_hand_bytes
 
-__all__ = ["Barrier", "TableCore", "in_hand_bytes"]
+__all__ = ["Barrier", "PreparedPush", "TableCore", "in_hand_bytes"]
 
 
 cdef object cold_positions(Buffer* cold):
@@ -72,6 +72,51 @@ cdef object cold_positions(Buffer* cold):
 
 cdef status_t check_numbers(const float* values, size_t count) noexcept nogil:
     return STATUS_OK if floats_finite(values, count) else STATUS_NOT_NUMBERS
+
+
+cdef struct Push:
+    # All of a push that needs no row: it cannot fail for its arguments any more.
+    Unique unique
+    Sums sums
+    Batch batch                    # of the distinct fids
+
+
+cdef status_t push_create(
+    Push* push, const fid_t* fids, const float* gradients, size_t count, size_t dim
+) noexcept nogil:
+    cdef status_t status = check_numbers(gradients, count * dim)
+    if status == STATUS_OK:
+        status = unique_create(&push.unique, fids, count)
+    if status != STATUS_OK:
+        return status
+    status = sums_create(&push.sums, &push.unique, gradients, count, dim)
+    if status == STATUS_OK:
+        status = batch_create(&push.batch, push.unique.fids, push.unique.count)
+        if status == STATUS_OK:
+            return STATUS_OK
+        sums_destroy(&push.sums)
+    unique_destroy(&push.unique)
+    return status
+
+
+cdef void push_destroy(Push* push) noexcept nogil:
+    batch_destroy(&push.batch)
+    sums_destroy(&push.sums)
+    unique_destroy(&push.unique)
+
+
+cdef class PreparedPush:
+    """A push whose arguments were checked and summed, to be made once it is in the log."""
+
+    cdef Push push
+    cdef bint is_ready
+    # What `push` points into.
+    cdef const uint64_t[::1] ids
+    cdef const float[:, ::1] gradients
+
+    def __dealloc__(self):
+        if self.is_ready:
+            push_destroy(&self.push)
 
 
 cdef class TableCore(Views):
@@ -205,40 +250,49 @@ cdef class TableCore(Views):
         raise_status(status)
 
     def push(self, const uint64_t[::1] ids, const float[:, ::1] gradients, double now):
-        self.sum_and_push(ids, gradients, whole_seconds(now), True)
-
-    def check_push(self, const uint64_t[::1] ids, const float[:, ::1] gradients):
-        self.sum_and_push(ids, gradients, 0, False)
-
-    cdef int sum_and_push(
-        self, const uint64_t[::1] ids, const float[:, ::1] gradients, unix_s_t now_s, bint is_real
-    ) except -1:
-        cdef Batch batch
-        cdef Unique unique
-        cdef Sums sums
-        cdef size_t count = ids.shape[0]
+        cdef Push push
         cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
+        cdef unix_s_t now_s = whole_seconds(now)
         cdef status_t status
         if count == 0:
-            return 0
+            return
         with nogil:
-            status = check_numbers(&gradients[0, 0], count * self.policy.dim)
+            status = push_create(&push, fids, &gradients[0, 0], count, self.policy.dim)
             if status == STATUS_OK:
-                status = unique_create(&unique, fids, count)
-            if status == STATUS_OK:
-                status = sums_create(
-                    &sums, &unique, &gradients[0, 0], count, self.policy.dim)
-                if status == STATUS_OK:
-                    if is_real:
-                        status = batch_create(&batch, unique.fids, unique.count)
-                    if is_real and status == STATUS_OK:
-                        self.barrier.enter()
-                        status = shards_push(self.shards, &batch, sums.gradients, now_s)
-                        self.barrier.leave()
-                        batch_destroy(&batch)
-                    sums_destroy(&sums)
-                unique_destroy(&unique)
-        return raise_status(status)
+                status = self.make(&push, now_s)
+                push_destroy(&push)
+        raise_status(status)
+
+    def prepare_push(self, const uint64_t[::1] ids, const float[:, ::1] gradients):
+        cdef PreparedPush prepared = PreparedPush()
+        cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
+        cdef status_t status
+        if count == 0:
+            return prepared
+        prepared.ids, prepared.gradients = ids, gradients
+        with nogil:
+            status = push_create(&prepared.push, fids, &gradients[0, 0], count, self.policy.dim)
+        raise_status(status)
+        prepared.is_ready = True
+        return prepared
+
+    def push_prepared(self, PreparedPush prepared, double now):
+        cdef unix_s_t now_s = whole_seconds(now)
+        cdef status_t status
+        if not prepared.is_ready:
+            return
+        with nogil:
+            status = self.make(&prepared.push, now_s)
+        raise_status(status)
+
+    cdef status_t make(self, const Push* push, unix_s_t now_s) noexcept nogil:
+        cdef status_t status
+        self.barrier.enter()
+        status = shards_push(self.shards, &push.batch, push.sums.gradients, now_s)
+        self.barrier.leave()
+        return status
 
     def upsert(self, const uint64_t[::1] ids, const float[:, ::1] rows, double now):
         cdef Batch batch

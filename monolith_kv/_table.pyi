@@ -6,7 +6,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Barrier", "TableCore", "in_hand_bytes"]
+__all__ = ["Barrier", "PreparedPush", "TableCore", "in_hand_bytes"]
 
 Fids = NDArray[np.uint64]
 Floats = NDArray[np.float32]
@@ -31,6 +31,9 @@ class Barrier:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+class PreparedPush:
+    """A push whose arguments were checked and summed, to be made once it is in the log."""
 
 class TableCore:
     """One table's rows: arrays in and out, the GIL released in between."""
@@ -75,7 +78,9 @@ class TableCore:
     def pull(self, ids: Fids, out: Floats, now: float, may_insert: bool) -> Fids: ...
     def insert(self, ids: Fids, now: float) -> None: ...
     def push(self, ids: Fids, gradients: Floats, now: float) -> None: ...
-    def check_push(self, ids: Fids, gradients: Floats) -> None: ...
+    # In two steps, so that it can be logged in between; the arrays stay as they are until then.
+    def prepare_push(self, ids: Fids, gradients: Floats) -> PreparedPush: ...
+    def push_prepared(self, prepared: PreparedPush, now: float) -> None: ...
     def upsert(self, ids: Fids, rows: Floats, now: float) -> None: ...
     # The ids that were absent, which have the first of their rows now; of an error, none has.
     def upsert_new(self, ids: Fids, rows: Floats, now: float) -> Fids: ...

@@ -63,12 +63,12 @@ def push(state: StoreState, entry: TableEntry, ids: Fids, gradients: Rows) -> No
 
     def call(log: CallLogWriter | None) -> int:
         now, offset = state.clock(), 0
+        prepared = core.prepare_push(ids, gradients)
         if log is not None and len(ids):
-            core.check_push(ids, gradients)
             offset = log.push(entry.id, now, ids, gradients)
         with taking_back(state, log, offset):
             _begin_sync(state, log)
-            core.push(ids, gradients, now)
+            core.push_prepared(prepared, now)
         return offset
 
     _serially(state, entry, ids, call)

@@ -101,12 +101,9 @@ WRITING = [
         "memory-before-log",
         "a push changes memory before the log has it",
         "monolith_kv/calls.py",
-        "            core.check_push(ids, gradients)\n"
-        "            offset = log.push(entry.id, now, ids, gradients)\n"
-        "        with taking_back(state, log, offset):\n",
-        "            core.push(ids, gradients, now)\n"
-        "            return log.push(entry.id, now, ids, gradients)\n"
-        "        with taking_back(state, log, offset):\n",
+        "            offset = log.push(entry.id, now, ids, gradients)\n",
+        "            core.push_prepared(prepared, now)\n"
+        "            return log.push(entry.id, now, ids, gradients)\n",
         f"{PROMISES}::test_a_call_that_the_log_refuses_changes_nothing",
     ),
     bug(

@@ -139,7 +139,7 @@ class Everything:
         self.core.set_optimizers([(0.1 / (1 + number % 4), 0.1, 0.0)])
         self.core.set_initializers([(1, float(number % 5), 0.0, 5)])
         self.core.set_gate((2 + number % 2, {3: 4}, *GATE[2:]) if number % 4 else GATE)
-        self.core.check_push(SHARED, floats(len(SHARED)))
+        self.core.prepare_push(SHARED, floats(len(SHARED)))
 
     def look(self, number: int) -> None:
         core = self.core

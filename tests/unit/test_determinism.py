@@ -115,3 +115,12 @@ def test_initial_values_depend_on_names_seed_and_id_alone(folder: Path) -> None:
         same_seed = first.create_table("w", 8, initializer=mkv.Uniform(seed=0)).pull(ids)
         all_values = np.stack([values, other_name, other_seed, same_seed])
         assert len(np.unique(all_values)) > 0.99 * all_values.size
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_push_that_is_logged_first_gives_the_same_bytes(folder: Path, optimizer: str) -> None:
+    with (
+        run(folder / "a", optimizer, 1, durability="none") as plain,
+        run(folder / "b", optimizer, 1, durability="batch") as logged,
+    ):
+        assert everything(plain) == everything(logged)
