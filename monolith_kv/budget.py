@@ -5,7 +5,7 @@ rows become cold, and are forgotten after they came back. All but reads is done 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -358,10 +358,3 @@ def match(rows: NDArray[Any], fids: Fids) -> tuple[NDArray[np.bool_], NDArray[np
     places = np.searchsorted(rows["fid"], fids)
     places[places == len(rows)] = 0
     return rows["fid"][places] == fids, places.astype(np.int64)
-
-
-def blocks(fids: Fids, record_bytes: int) -> Iterator[Fids]:
-    """Yield parts of `fids` whose records are of a handy size together."""
-    step = max(1, BLOCK_BYTES // record_bytes)
-    for start in range(0, len(fids), step):
-        yield fids[start : start + step]

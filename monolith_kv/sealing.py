@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.budget import blocks, read_cold
+from monolith_kv.budget import read_cold
 from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.errors import StoreFullError
@@ -21,6 +21,12 @@ from monolith_kv.state import StoreState, Summed, TableEntry, store_digest
 from monolith_kv.storage import marks, sightings
 from monolith_kv.storage.delta_log import DeltaWriter
 from monolith_kv.storage.recovery import join_pieces
+
+# A block is read, summed and handed to the system while it lies in a core's own cache. With 8 MiB
+# a seal takes 1.5 times as long, so that more rows have to be copied before they change, and holds
+# each shard for longer: training beside it takes 1.20 times the CPU of training alone, with 1 MiB
+# 1.05 to 1.10.
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass
@@ -159,8 +165,10 @@ def _publish(state: StoreState, plan: Plan) -> Delta:
 def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> None:
     core = entry.core
     absent: list[NDArray[np.uint64]] = []
-    for fids in blocks(core.seal_fids(), core.record_bytes):
-        _write(writer, entry, _read(state, entry, fids, absent))
+    fids = core.seal_fids()
+    step = max(1, BLOCK_BYTES // core.record_bytes)
+    for start in range(0, len(fids), step):
+        _write(writer, entry, _read(state, entry, fids[start : start + step], absent))
     # Rows that changed or went after the instant, as they were before that. Nothing is added to
     # them any more: every row of the view was read.
     saved = core.seal_saved()

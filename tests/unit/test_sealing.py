@@ -14,6 +14,7 @@ from faulty import Killed, broken_disk, faults, no_space, steps_of
 from model import ManualClock
 
 import monolith_kv as mkv
+from monolith_kv import sealing
 
 DURABILITIES = ["interval", "batch", "sync"]
 IDS = u64([*range(20), 2**64 - 1])
@@ -200,4 +201,23 @@ def test_sightings_survive_a_failed_seal_and_a_crash_after_the_next(stage: Stage
         again.table("t").pull(u64([100]))
         assert 100 in again.table("t")
         assert 101 not in again.table("t")
+    store.close()
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100])
+def test_a_seal_in_many_blocks_has_every_row_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(sealing, "BLOCK_BYTES", block_bytes)
+    store = stage.make()
+    table = store.table("t")
+    table.push(IDS, rows(2))
+    delta = store.seal()
+    assert delta is not None
+    assert delta.rows == len(table) + 1  # And that of the late table.
+    table.push(IDS, rows(4))  # In no delta: gone after a crash.
+    expected = {"interval": 2.0}.get(stage.options["durability"], 6.0)
+    with stage.reopen(store) as opened:
+        last = opened.table("t").lookup(IDS[-1:])
+        np.testing.assert_array_equal(last, np.full((1, 3), 1.0 - expected, np.float32))
     store.close()
