@@ -130,8 +130,8 @@ cdef status_t slab_map(Arena* arena, uint32_t number) noexcept nogil:
     cdef uint32_t capacity = arena.slabs_capacity
     cdef Slab* slabs
     cdef char** bases
-    # The last slab numbers are left out: row numbers there stand for rows in overflow.
-    if number >= (<uint64_t>1 << (32 - arena.place_bits)) - 1:
+    # The upper half of the numbers stands for rows in overflow.
+    if number >= <uint64_t>1 << (31 - arena.place_bits):
         return STATUS_OUT_OF_MEMORY
     if number >= capacity:
         capacity = capacity * 2 if capacity else 4

@@ -9,14 +9,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from monolith_kv._arena cimport arena_header, arena_embedding, arena_size_bytes
+from monolith_kv._arena cimport arena_size_bytes
 from monolith_kv._backing cimport backer_ready_bytes
 from monolith_kv._batch cimport Batch, batch_create
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
 from monolith_kv._codec cimport record_size_bytes
-from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, Segment, bucket_has, cuckoo_find_one
-from monolith_kv._digest cimport RowDigest, digest_add, digest_row
-from monolith_kv._hashing cimport SHARDS, SHARD_BITS, hash_fid, hash_mix, hash_shard
+from monolith_kv._digest cimport RowDigest, digest_add
+from monolith_kv._hashing cimport SHARDS, SHARD_BITS, hash_mix
 from monolith_kv._lock cimport (
     lock_alone,
     lock_create,
@@ -26,7 +25,7 @@ from monolith_kv._lock cimport (
 )
 from monolith_kv._optimizers cimport optimizer_kernel, optimizer_state_floats
 from monolith_kv._pages cimport PIECE_BYTES, pages_create, pages_destroy, pages_spare_bytes
-from monolith_kv._row cimport row_is_cold
+from monolith_kv._rowfile cimport rowfiles_destroy
 from monolith_kv._shard cimport (
     MKV_ADD64,
     MKV_LOAD64,
@@ -218,6 +217,7 @@ cdef class Core:
         cdef size_t i
         for i in range(self.shards_made):
             shard_destroy(&self.shards[i])
+        rowfiles_destroy(self.policy.row_files)
         pages_destroy(&self.pages)
         free(self.policy.slices)
         free(self.policy.ttl_s_by_slot)
@@ -387,6 +387,8 @@ cdef class Core:
                 shard.touched.capacity + shard.seal_fids.capacity + shard.seal_saved.capacity
                 + shard.snapshot_saved.capacity + shard.sightings.capacity)
             lock_leave(&shard.lock)
+        if self.policy.row_files != NULL:
+            index += self.policy.row_files.size_bytes
         rows += pages_spare_bytes(&self.pages) + backer_ready_bytes(&self.pages.backer)
         return {"rows": rows, "index": index, "sketch": sketch, "touched": touched}
 
@@ -428,20 +430,6 @@ cdef class Core:
         self.unlock_all()
         return {"admitted": admitted, "rejected": rejected, "fill": fill, "error_estimate": error}
 
-    def check(self):
-        """Check every invariant of index, arena and digest; what does not hold, in words."""
-        problems = []
-        cdef size_t i
-        for i in range(SHARDS):
-            with nogil:
-                lock_alone(&self.shards[i].lock)
-            try:
-                locked_sum_all(&self.shards[i])
-                check_shard(&self.shards[i], i, problems)
-            finally:
-                lock_leave(&self.shards[i].lock)
-        return problems
-
 
 cdef status_t sketch_settle(
     Sketch* sketch, uint64_t capacity, double error, int64_t window_s, uint32_t count_max
@@ -459,39 +447,3 @@ cdef status_t sketch_settle(
         return sketch_resize_counts(sketch, count_max)
     sketch_replace(sketch, &fresh)
     return STATUS_OK
-
-
-cdef check_shard(const Shard* shard, size_t number, list problems):
-    cdef RowDigest total
-    cdef size_t entry = 0
-    cdef uint32_t i, cell
-    cdef uint64_t rows = 0, cold = 0
-    cdef uint64_t hashed
-    cdef const Segment* segment
-    cdef const Bucket* bucket
-    total.low = total.high = 0
-    while entry < (<size_t>1 << shard.index.depth):
-        segment = shard.index.directory[entry]
-        entry += <size_t>1 << (shard.index.depth - segment.depth)
-        for i in range(segment.buckets_count):
-            bucket = &segment.buckets[i]
-            for cell in range(BUCKET_CELLS):
-                if not bucket_has(bucket, cell):
-                    continue
-                rows += 1
-                hashed = hash_fid(bucket.fids[cell])
-                if (hash_shard(hashed) != number or cuckoo_find_one(
-                        &shard.index, bucket.fids[cell], hashed) != &bucket.rows[cell]):
-                    problems.append(f"id {bucket.fids[cell]} lies where no lookup finds it")
-                if row_is_cold(bucket.rows[cell]):
-                    cold += 1
-                elif arena_header(&shard.arena, bucket.rows[cell]) != NULL:
-                    digest_add(&total, digest_row(
-                        bucket.fids[cell], arena_embedding(&shard.arena, bucket.rows[cell]),
-                        shard.policy.dim))
-    if rows != shard.index.rows or rows - cold != shard.arena.rows or cold != shard.cold_rows:
-        problems.append(
-            f"shard {number} counts {shard.index.rows} rows, {shard.cold_rows} of them in "
-            f"overflow, {shard.arena.rows} in memory; its index holds {rows}, {cold} in overflow")
-    if cold == 0 and (total.low != shard.digest.low or total.high != shard.digest.high):
-        problems.append(f"the digest of shard {number} is not that of its rows")

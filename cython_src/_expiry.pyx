@@ -56,13 +56,10 @@ cdef status_t shard_expired(
             if not bucket_has(bucket, cell):
                 continue
             row = bucket.rows[cell]
-            if row_is_cold(row):
-                if policy_ttl_s(shard.policy, bucket.fids[cell]) > 0:
-                    buffer_append_u64(cold, bucket.fids[cell])
-            elif is_expired(
+            if is_expired(
                     shard.policy, bucket.fids[cell],
                     row_time(shared_header(shard, row)), now):
-                buffer_append_u64(fids, bucket.fids[cell])
+                buffer_append_u64(cold if row_is_cold(row) else fids, bucket.fids[cell])
     lock_leave(&shard.lock)
     return STATUS_OK if status == STATUS_OK else STATUS_OUT_OF_MEMORY
 

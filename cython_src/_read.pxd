@@ -36,8 +36,8 @@ cdef void shards_contain(
     Shard* shards, const fid_t* fids, size_t count, uint8_t* found) noexcept nogil
 cdef status_t shards_state(
     Shard* shards, const fid_t* fids, size_t count, float* out, Buffer* cold) noexcept nogil
-cdef status_t shards_timestamps(
-    Shard* shards, const fid_t* fids, size_t count, int64_t* out, Buffer* cold) noexcept nogil
+cdef void shards_timestamps(
+    Shard* shards, const fid_t* fids, size_t count, int64_t* out) noexcept nogil
 
 # --- for other ways to read
 cdef void shards_share(Shard* shards) noexcept nogil

@@ -3,13 +3,13 @@
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from monolith_kv._arena cimport arena_embedding, arena_header, arena_state
+from monolith_kv._arena cimport arena_embedding, arena_state
 from monolith_kv._buffer cimport Buffer, buffer_note_u64
 from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find
 from monolith_kv._hashing cimport SHARDS, hash_fid
 from monolith_kv._lock cimport lock_leave, lock_shared, lock_shared_soon
 from monolith_kv._row cimport row_is_cold, row_time
-from monolith_kv._shard cimport MKV_ADD64, Shard, header_warm, shared_header
+from monolith_kv._shard cimport MKV_ADD64, Shard, header_warm, shard_header, shared_header
 from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t
 
 cdef enum:
@@ -57,12 +57,13 @@ cdef void shared_find(
         group.count, group.cells)
     for i in range(group.count):
         group.rows[i] = NULL
-        if group.cells[i] == NULL or row_is_cold(group.cells[i][0]):
+        if group.cells[i] == NULL:
             continue
         shard = found_shard(shards, group, i)
-        group.rows[i] = arena_embedding(&shard.arena, group.cells[i][0])
         if counts_heat:
-            header_warm(arena_header(&shard.arena, group.cells[i][0]))
+            header_warm(shard_header(shard, group.cells[i][0]))
+        if not row_is_cold(group.cells[i][0]):
+            group.rows[i] = arena_embedding(&shard.arena, group.cells[i][0])
 
 
 # --- what callers want -----------------------------------------------------------------------
@@ -172,27 +173,21 @@ cdef status_t shards_state(
     return status
 
 
-cdef status_t shards_timestamps(
-    Shard* shards, const fid_t* fids, size_t count, int64_t* out, Buffer* cold
+cdef void shards_timestamps(
+    Shard* shards, const fid_t* fids, size_t count, int64_t* out
 ) noexcept nogil:
     cdef size_t start = 0
     cdef size_t i
     cdef row_t* cell
     cdef Found group
-    cdef status_t status = STATUS_OK
     while start < count:
         shards_share(shards)
         shared_find(shards, fids, start, count, &group)
         for i in range(group.count):
             cell = group.cells[i]
             out[start + i] = -1
-            if cell == NULL:
-                continue
-            if row_is_cold(cell[0]):
-                status |= buffer_note_u64(cold, start + i)
-            else:
+            if cell != NULL:
                 out[start + i] = row_time(
                     shared_header(found_shard(shards, &group, i), cell[0]))
         shards_leave(shards)
         start += group.count
-    return status

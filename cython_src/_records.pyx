@@ -2,15 +2,17 @@
 
 import numpy as np
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve
-from monolith_kv._codec cimport record_fid
+from monolith_kv._clock cimport shard_coldest
+from monolith_kv._codec cimport RECORD_EMBEDDING, record_fid
 from monolith_kv._core cimport (
     Core,
     batch_of,
+    fids_of,
     raise_freeing,
     raise_status,
     take_bytes,
@@ -26,22 +28,33 @@ from monolith_kv._expiry cimport (
     shard_shrink_end,
 )
 from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_fid, hash_shard
-from monolith_kv._lock cimport lock_alone, lock_leave
+from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared, lock_try_alone
 from monolith_kv._pages cimport PIECE_BYTES, pages_expect
-from monolith_kv._shard cimport shards_promise
+from monolith_kv._rowfile cimport (
+    ROWFILE_SUM_BYTES,
+    RowFiles,
+    RowTarget,
+    rowfile_checksum,
+    rowfiles_add,
+    rowfiles_create,
+    rowfiles_read,
+    rowfiles_remove,
+)
+from monolith_kv._shard cimport MKV_LOAD64, shards_promise
 from monolith_kv._tier cimport (
     shard_apply,
     shard_apply_removals,
     shard_cold,
-    shard_coldest,
+    shard_cold_rows,
     shard_evict,
     shard_pack,
     shard_promote,
     shard_put_back,
+    shard_relocate,
     shard_reserve,
     shard_walk,
 )
-from monolith_kv._types cimport STATUS_OK, fid_t, status_t, unix_s_t
+from monolith_kv._types cimport STATUS_OK, fid_t, row_t, status_t, unix_s_t
 
 from monolith_kv.fids import distinct
 
@@ -157,14 +170,128 @@ cdef class Records(Core):
             batch_destroy(&batch)
         raise_status(status)
 
-    def evict(self, const uint64_t[::1] ids):
+    # --- overflow ----------------------------------------------------------------------------
+
+    def begin_overflow(self, uint32_t place_bits):
+        cdef RowFiles* files
+        if self.policy.row_files == NULL:
+            raise_status(rowfiles_create(&files, self.policy.record_bytes, place_bits))
+            self.lock_all()
+            self.policy.row_files = files
+            self.unlock_all()
+
+    def add_row_file(self, uint32_t number, int fd, uint32_t seed):
+        raise_status(rowfiles_add(self.policy.row_files, number, fd, seed))
+
+    def remove_row_file(self, uint32_t number):
+        # Who reads may wait for a disk: nobody waits for them here.
+        if not lock_try_alone(&self.policy.row_files.lock):
+            return False
+        rowfiles_remove(self.policy.row_files, number)
+        lock_leave(&self.policy.row_files.lock)
+        return True
+
+    def close_row_file(self, uint32_t number):
+        cdef RowFiles* files = self.policy.row_files
+        with nogil:
+            lock_alone(&files.lock)
+            files.files[number].fd = -1
+            lock_leave(&files.lock)
+
+    def checksummed(self, const uint8_t[::1] records, uint32_t seed):
+        cdef size_t size = self.policy.record_bytes
+        cdef size_t count = records.shape[0] // size
+        cdef uint8_t[:, ::1] out
+        made = np.empty((count, size + ROWFILE_SUM_BYTES), np.uint8)
+        out = made
+        if count:
+            with nogil:
+                rowfile_checksum(&records[0], size, count, seed, &out[0, 0])
+        return made
+
+    def live_rows(self, uint32_t number):
+        return MKV_LOAD64(&self.policy.row_files.files[number].live)
+
+    def cold_rows_at(self, const uint64_t[::1] ids):
+        cdef Batch batch
+        cdef size_t shard
+        cdef row_t[::1] rows
+        found = np.zeros(ids.shape[0], np.uint32)
+        rows = found
+        batch_of(&batch, ids)
+        with nogil:
+            for shard in range(SHARDS if ids.shape[0] else 0):
+                shard_cold_rows(&self.shards[shard], &batch, shard, &rows[0])
+            batch_destroy(&batch)
+        return found
+
+    def read_cold(self, const uint64_t[::1] ids):
+        cdef uint8_t[:, ::1] records
+        cdef RowTarget target
+        made = np.empty((ids.shape[0], self.policy.record_bytes), np.uint8)
+        target.stride = target.bytes = self.policy.record_bytes
+        target.begin = 0
+        target.places = NULL
+        if ids.shape[0]:
+            records = made
+            target.data = &records[0, 0]
+        return made, self.read_rows(ids, &target)
+
+    def fill_cold(
+        self, const uint64_t[::1] ids, const int64_t[::1] places, float[:, ::1] out, bint is_state
+    ):
+        cdef RowTarget target
+        cdef size_t floats = self.policy.state_floats if is_state else self.policy.dim
+        target.begin = RECORD_EMBEDDING + (self.policy.dim * sizeof(float) if is_state else 0)
+        target.stride = target.bytes = floats * sizeof(float)
+        target.places = &places[0]
+        target.data = <uint8_t*>&out[0, 0]
+        return self.read_rows(ids, &target)
+
+    cdef object read_rows(self, const uint64_t[::1] ids, const RowTarget* target):
+        """Of each id what came of reading its record."""
+        cdef Batch batch
+        cdef size_t shard
+        cdef RowFiles* files = self.policy.row_files
+        cdef row_t[::1] rows
+        cdef uint8_t[::1] outcomes
+        cdef const fid_t* fids = fids_of(ids)
+        cdef size_t count = ids.shape[0]
+        cdef status_t status
+        made = np.zeros(count, np.uint8)
+        if files == NULL or count == 0:
+            return made
+        rows, outcomes = np.empty(count, np.uint32), made
+        batch_of(&batch, ids)
+        with nogil:
+            lock_shared(&files.lock)
+            for shard in range(SHARDS):
+                shard_cold_rows(&self.shards[shard], &batch, shard, &rows[0])
+            status = rowfiles_read(files, &rows[0], fids, count, target, &outcomes[0])
+            lock_leave(&files.lock)
+            batch_destroy(&batch)
+        raise_status(status)
+        return made
+
+    def relocate(
+        self, const uint64_t[::1] ids, const uint32_t[::1] rows, const uint32_t[::1] places
+    ):
+        cdef Batch batch
+        cdef size_t shard
+        batch_of(&batch, ids)
+        with nogil:
+            for shard in range(SHARDS if ids.shape[0] else 0):
+                shard_relocate(&self.shards[shard], &batch, shard, &rows[0], &places[0])
+            batch_destroy(&batch)
+
+    def evict(self, const uint64_t[::1] ids, const uint32_t[::1] places):
         cdef Batch batch
         cdef size_t shard
         cdef uint64_t evicted = 0
         batch_of(&batch, ids)
         with nogil:
-            for shard in range(SHARDS):
-                evicted += shard_evict(&self.shards[shard], &batch, shard)
+            for shard in range(SHARDS if ids.shape[0] else 0):
+                evicted += shard_evict(&self.shards[shard], &batch, shard, &places[0])
             batch_destroy(&batch)
         return evicted * (self.policy.record_bytes - 8)
 

@@ -1,8 +1,8 @@
 """What a row is: one header word, then the embedding of all slices, then their optimizer state.
 
-The header word of a row that is in memory, from the low end:
+The header word of a row, from the low end; it stays in memory when the row leaves for overflow:
 
-    bits  0..2   flags that follow the record into overflow (ROW_FLAGS)
+    bits  0..2   flags: touched, and in the way of a snapshot
     bits  3..4   heat: how warm the row is for eviction
     bit   5      its digest is not in the shard's sum (ROW_UNSUMMED)
     bits  6..23  spare
@@ -12,7 +12,7 @@ Header, embedding and state of a row lie in three arrays of a slab (see _arena.p
 lookup touches the lines of the embedding and no other.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from monolith_kv._types cimport row_t, unix_s_t
 
@@ -20,21 +20,22 @@ cdef enum:
     ROW_TOUCHED_EVEN = 1   # touched since the last seal; two bits take turns, so that what a seal
     ROW_TOUCHED_ODD = 2    # is still reading can be told from what was touched after it began
     ROW_SNAPSHOT = 4       # equal to the shard's polarity: not, or no longer, in a snapshot's way
-    ROW_FLAGS = 7
 
     ROW_HEAT_SHIFT = 3
     ROW_HEAT_MAX = 3
 
     ROW_UNSUMMED = 32
 
+    ROW_BITS = 0xFFFFFF        # all but the time
+
     ROW_TIME_SHIFT = 24
 
 cdef extern from *:
     """
-    /* The index keeps the flags of a row that lies in overflow in numbers that no row has. */
-    #define ROW_COLD_FIRST 0xFFFFFFF8u
+    /* The upper half of the numbers is for rows that lie in overflow: see _rowfile.pxd. */
+    #define ROW_COLD 0x80000000u
     """
-    const row_t ROW_COLD_FIRST
+    const row_t ROW_COLD
 
 cdef enum:
     ROW_TIME_BITS = 40     # up to the year 36812
@@ -58,9 +59,13 @@ cdef inline void row_renew(uint64_t* header, unix_s_t now) noexcept nogil:
             | (<uint64_t>now << ROW_TIME_SHIFT))
 
 
-cdef inline row_t row_cold(uint64_t flags) noexcept nogil:
-    return ROW_COLD_FIRST | <row_t>(flags & ROW_FLAGS)
+cdef inline row_t row_cold(uint32_t number) noexcept nogil:
+    return ROW_COLD | number
+
+
+cdef inline uint32_t row_cold_number(row_t row) noexcept nogil:
+    return row & ~ROW_COLD
 
 
 cdef inline bint row_is_cold(row_t row) noexcept nogil:
-    return row >= ROW_COLD_FIRST
+    return row >= ROW_COLD

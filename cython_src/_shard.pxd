@@ -1,7 +1,7 @@
 """One shard of a table: index, arena, sketch and what changed, under one lock.
 
-A row is in the index exactly once. Its number there is either its place in the arena or, for a row
-that lies in overflow ("cold"), stands for its flags. Three views of the rows are kept apart by flag
+A row is in the index exactly once. Its number there is its place in the arena or, for a row that
+lies in overflow ("cold"), in a row file. Three views of the rows are kept apart by flag
 bits in their headers: what was touched since the last seal, what a seal that is under way still has
 to read, and what a snapshot that is under way still has to read. A row that changes while one of
 the latter two still wants it is packed first (copy on write), so a view is of one instant.
@@ -29,7 +29,8 @@ from monolith_kv._initializers cimport Initializer
 from monolith_kv._lock cimport Lock, lock_alone, lock_try_alone
 from monolith_kv._optimizers cimport OptimizerParameters, SliceSpan, optimizer_kernel_t
 from monolith_kv._pages cimport Pages
-from monolith_kv._row cimport ROW_HEAT_MAX, ROW_HEAT_SHIFT
+from monolith_kv._row cimport ROW_HEAT_MAX, ROW_HEAT_SHIFT, row_is_cold
+from monolith_kv._rowfile cimport RowFiles, rowfile_header
 from monolith_kv._sketch cimport Sketch
 from monolith_kv._types cimport fid_t, row_t, status_t, unix_s_t
 
@@ -66,6 +67,7 @@ cdef struct Policy:
     uint32_t threshold
     uint32_t* threshold_by_slot    # NULL: threshold for all
     bint counts_heat               # False until rows may have to leave memory
+    RowFiles* row_files            # NULL until a row leaves memory
 
 cdef struct Counters:
     uint64_t inserted
@@ -171,9 +173,16 @@ cdef inline void locked_touch(Shard* shard, fid_t fid, uint64_t* header) noexcep
         buffer_append_u64(&shard.touched, fid)
 
 
+cdef inline uint64_t* shard_header(const Shard* shard, row_t row) noexcept nogil:
+    """The header of a row, wherever it lies."""
+    if row_is_cold(row):
+        return rowfile_header(shard.policy.row_files, row)
+    return arena_header(&shard.arena, row)
+
+
 cdef inline uint64_t shared_header(const Shard* shard, row_t row) noexcept nogil:
-    """The header of a row in memory for who shares the lock: others may be warming the row."""
-    return MKV_LOAD64(arena_header(&shard.arena, row))
+    """The header of a row for who shares the lock: others may be warming the row."""
+    return MKV_LOAD64(shard_header(shard, row))
 
 
 cdef inline void header_warm(uint64_t* header) noexcept nogil:

@@ -22,6 +22,7 @@ from monolith_kv._batch cimport (
     unique_destroy,
 )
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
+from monolith_kv._check cimport core_problems
 from monolith_kv._core cimport (
     batch_of,
     fids_of,
@@ -190,17 +191,11 @@ cdef class TableCore(Views):
         return cold_positions(&cold)
 
     def timestamps(self, const uint64_t[::1] ids, int64_t[::1] out):
-        cdef Buffer cold
         cdef const fid_t* fids = fids_of(ids)
         cdef size_t count = ids.shape[0]
-        cdef status_t status
-        if count == 0:
-            return None
-        buffer_init(&cold)
-        with nogil:
-            status = shards_timestamps(self.shards, fids, count, &out[0], &cold)
-        raise_freeing(status, &cold, NULL, NULL)
-        return cold_positions(&cold)
+        if count:
+            with nogil:
+                shards_timestamps(self.shards, fids, count, &out[0])
 
     # --- changes -----------------------------------------------------------------------------
 
@@ -359,6 +354,10 @@ cdef class TableCore(Views):
             batch_destroy(&batch)
         raise_status(status)
         return removed
+
+    def check(self):
+        """Check every invariant; what does not hold, in words."""
+        return core_problems(self)
 
     # --- the gate ----------------------------------------------------------------------------
 

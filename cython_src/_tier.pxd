@@ -3,12 +3,12 @@
 `number` is the shard's in the batch, records are by position in the batch.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
 from monolith_kv._shard cimport Shard
-from monolith_kv._types cimport fid_t, status_t
+from monolith_kv._types cimport fid_t, row_t, status_t
 
 # Set whole rows as they are in the records; marks nothing as touched.
 cdef status_t shard_apply(
@@ -27,11 +27,17 @@ cdef status_t shard_pack(
 # Cold rows come back to memory; ids that are not cold are left alone.
 cdef status_t shard_promote(
     Shard* shard, const Batch* batch, size_t number, const uint8_t* records) noexcept nogil
-# Rows become cold: the caller has put their records in overflow. How many.
-cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexcept nogil
-# Append the fids of at most `count` rows that were not used lately, cooling those that were.
-cdef status_t shard_coldest(
-    Shard* shard, size_t count, bint is_dirty_too, Buffer* fids) noexcept nogil
+# Rows become cold: the caller has put their records in these places of row files, by position in
+# the batch. How many.
+cdef uint64_t shard_evict(
+    Shard* shard, const Batch* batch, size_t number, const uint32_t* places) noexcept nogil
+# Of cold rows that still lie where `rows` says the records were put elsewhere, likewise.
+cdef void shard_relocate(
+    Shard* shard, const Batch* batch, size_t number, const row_t* rows, const uint32_t* places
+) noexcept nogil
+# Where they lie, by position; 0 of those that are not cold.
+cdef void shard_cold_rows(
+    Shard* shard, const Batch* batch, size_t number, row_t* rows) noexcept nogil
 cdef status_t shard_cold(
     Shard* shard, const Batch* batch, size_t number, Buffer* cold) noexcept nogil
 # Append the fids of the segment at hash `position`; the hash where the next begins, 0 at the end.

@@ -12,14 +12,7 @@ from monolith_kv._arena cimport (
     arena_state,
 )
 from monolith_kv._batch cimport Batch
-from monolith_kv._buffer cimport (
-    Buffer,
-    buffer_append_u64,
-    buffer_extend,
-    buffer_free,
-    buffer_init,
-    buffer_reserve,
-)
+from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_extend, buffer_reserve
 from monolith_kv._codec cimport record_embedding, record_state, record_time
 from monolith_kv._cuckoo cimport (
     BUCKET_CELLS,
@@ -34,21 +27,20 @@ from monolith_kv._cuckoo cimport (
     segment_end,
 )
 from monolith_kv._digest cimport RowDigest, digest_add, digest_row
-from monolith_kv._hashing cimport SHARD_BITS, hash_shard
-from monolith_kv._lock cimport lock_alone, lock_leave
+from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
 from monolith_kv._pages cimport PIECE_BYTES
 from monolith_kv._row cimport (
-    ROW_FLAGS,
+    ROW_BITS,
     ROW_HEAT_MAX,
     ROW_HEAT_SHIFT,
     ROW_TIME_SHIFT,
-    ROW_TOUCHED_EVEN,
-    ROW_TOUCHED_ODD,
     row_clamp_time,
     row_cold,
     row_is_cold,
 )
+from monolith_kv._rowfile cimport RowFiles, rowfile_header, rowfile_of
 from monolith_kv._shard cimport (
+    MKV_ADD64,
     MKV_STORE64,
     Group,
     Policy,
@@ -59,6 +51,7 @@ from monolith_kv._shard cimport (
     locked_pack,
     locked_reserve,
     locked_sum,
+    shard_header,
 )
 from monolith_kv._types cimport (
     STATUS_OK,
@@ -288,6 +281,7 @@ cdef status_t shard_promote(
     cdef uint32_t position
     cdef row_t* cell
     cdef row_t row
+    cdef uint64_t bits
     cdef status_t status = STATUS_OK
     lock_alone(&shard.lock)
     for i in range(batch.starts[number], batch.starts[number + 1]):
@@ -298,9 +292,11 @@ cdef status_t shard_promote(
         status = arena_allocate(&shard.arena, &row)
         if status != STATUS_OK:
             break
+        bits = shard_header(shard, cell[0])[0] & ROW_BITS
         row_load(
             shard, row, records + <size_t>position * shard.policy.record_bytes,
-            (cell[0] & ROW_FLAGS) | (<uint64_t>1 << ROW_HEAT_SHIFT))
+            bits | <uint64_t>1 << ROW_HEAT_SHIFT)
+        locked_leave_file(shard, cell[0])
         cell[0] = row
         MKV_STORE64(&shard.cold_rows, shard.cold_rows - 1)
         shard.counters.promoted += 1
@@ -308,7 +304,23 @@ cdef status_t shard_promote(
     return status
 
 
-cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexcept nogil:
+cdef inline void locked_enter_file(
+    Shard* shard, row_t* cell, uint32_t number, uint64_t header
+) noexcept nogil:
+    """Let a cell name a place of a row file."""
+    cdef RowFiles* files = shard.policy.row_files
+    cell[0] = row_cold(number)
+    rowfile_header(files, cell[0])[0] = header
+    MKV_ADD64(&rowfile_of(files, cell[0]).live, 1)
+
+
+cdef inline void locked_leave_file(Shard* shard, row_t row) noexcept nogil:
+    MKV_ADD64(&rowfile_of(shard.policy.row_files, row).live, <uint64_t>-1)
+
+
+cdef uint64_t shard_evict(
+    Shard* shard, const Batch* batch, size_t number, const uint32_t* places
+) noexcept nogil:
     cdef size_t i
     cdef uint32_t position
     cdef row_t* cell
@@ -322,13 +334,50 @@ cdef uint64_t shard_evict(Shard* shard, const Batch* batch, size_t number) noexc
             continue
         row = cell[0]
         locked_sum(shard, batch.fids[position], row)
-        cell[0] = row_cold(arena_header(&shard.arena, row)[0])
+        locked_enter_file(
+            shard, cell, places[position],
+            arena_header(&shard.arena, row)[0] & ~(<uint64_t>ROW_HEAT_MAX << ROW_HEAT_SHIFT))
         arena_free(&shard.arena, row)
         evicted += 1
     MKV_STORE64(&shard.cold_rows, shard.cold_rows + evicted)
     shard.counters.evicted += evicted
     lock_leave(&shard.lock)
     return evicted
+
+
+cdef void shard_relocate(
+    Shard* shard, const Batch* batch, size_t number, const row_t* rows, const uint32_t* places
+) noexcept nogil:
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t* cell
+    lock_alone(&shard.lock)
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
+        if cell != NULL and row_is_cold(cell[0]) and cell[0] == rows[position]:
+            locked_enter_file(
+                shard, cell, places[position], shard_header(shard, rows[position])[0])
+            locked_leave_file(shard, rows[position])
+    lock_leave(&shard.lock)
+
+
+cdef void shard_cold_rows(
+    Shard* shard, const Batch* batch, size_t number, row_t* rows
+) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
+    cdef size_t i
+    cdef row_t* cell
+    cdef Group group
+    lock_shared(&shard.lock)
+    while start < end:
+        group_fill(shard, batch, start, end, &group)
+        for i in range(group.count):
+            cell = group.cells[i]
+            rows[group.positions[i]] = cell[0] if cell != NULL and row_is_cold(cell[0]) else 0
+        start += group.count
+    lock_leave(&shard.lock)
 
 
 cdef status_t shard_cold(
@@ -352,76 +401,6 @@ cdef status_t shard_cold(
 
 
 # --- walks -----------------------------------------------------------------------------------
-
-cdef status_t shard_coldest(
-    Shard* shard, size_t count, bint is_dirty_too, Buffer* fids
-) noexcept nogil:
-    """CLOCK (Corbato 1968) with a small counter: the hand goes round at most once for each step of
-    heat and once more. It stops at the bucket where enough were found: what it passes gets cooler,
-    and would lose its heat for nothing.
-
-    Of up to twice as many as are asked for, those go first that no seal still has to write.
-    """
-    cdef uint64_t left = <uint64_t>(ROW_HEAT_MAX + 2) * shard.index.rows
-    cdef size_t room = count * sizeof(fid_t)
-    cdef size_t begun = fids.count
-    cdef Buffer dirty
-    buffer_init(&dirty)
-    # A bucket more: it is passed as a whole.
-    if (buffer_reserve(fids, room + BUCKET_CELLS * sizeof(fid_t)) != STATUS_OK
-            or buffer_reserve(&dirty, 2 * room + BUCKET_CELLS * sizeof(fid_t)) != STATUS_OK):
-        buffer_free(&dirty)
-        return STATUS_OUT_OF_MEMORY
-    lock_alone(&shard.lock)
-    while left and fids.count - begun < room and fids.count - begun + dirty.count < 2 * room:
-        locked_pass(shard, fids, &dirty if is_dirty_too else NULL, &left)
-    lock_leave(&shard.lock)
-    if fids.count - begun > room:
-        fids.count = begun + room
-    room -= fids.count - begun
-    room = room if room < dirty.count else dirty.count
-    if room:
-        memcpy(buffer_extend(fids, room), dirty.data, room)
-    buffer_free(&dirty)
-    return STATUS_OK
-
-
-cdef void locked_pass(Shard* shard, Buffer* clean, Buffer* dirty, uint64_t* left) noexcept nogil:
-    """Let the hand pass one bucket; `left` counts rows down. Dirty rows stay warm where NULL."""
-    cdef Segment* segment = cuckoo_segment(&shard.index, shard.hand)
-    cdef uint64_t end = segment_end(segment, shard.hand)
-    cdef uint64_t span = <uint64_t>1 << (64 - SHARD_BITS - segment.depth)
-    cdef uint64_t start = end - span
-    # The segment's hashes, shared out among its buckets: the hand keeps its place if it splits.
-    cdef uint64_t step = span // (segment.buckets_count if segment.buckets_count else 1)
-    cdef uint64_t number = (shard.hand - start) // step
-    cdef uint32_t cell
-    cdef Bucket* bucket
-    cdef uint64_t* header
-    shard.hand = start + (number + 1) * step
-    if number + 1 >= segment.buckets_count:
-        shard.hand = end
-        if hash_shard(end) != hash_shard(start):
-            shard.hand = <uint64_t>hash_shard(start) << (64 - SHARD_BITS)
-    if number >= segment.buckets_count:
-        return    # Behind the last bucket is what the division left over.
-    bucket = &segment.buckets[number]
-    for cell in range(BUCKET_CELLS):
-        if not bucket_has(bucket, cell):
-            continue
-        left[0] -= left[0] != 0
-        if row_is_cold(bucket.rows[cell]):
-            continue
-        header = arena_header(&shard.arena, bucket.rows[cell])
-        if header[0] & (ROW_TOUCHED_EVEN | ROW_TOUCHED_ODD) and dirty == NULL:
-            continue
-        if header[0] & (<uint64_t>ROW_HEAT_MAX << ROW_HEAT_SHIFT):
-            header[0] -= <uint64_t>1 << ROW_HEAT_SHIFT
-        elif header[0] & (ROW_TOUCHED_EVEN | ROW_TOUCHED_ODD):
-            buffer_append_u64(dirty, bucket.fids[cell])
-        else:
-            buffer_append_u64(clean, bucket.fids[cell])
-
 
 cdef status_t shard_walk(
     Shard* shard, uint64_t position, Buffer* fids, uint64_t* next_position

@@ -36,6 +36,7 @@ from monolith_kv._shard cimport (
     locked_reserve,
     locked_sum,
     seal_flag,
+    shard_header,
 )
 from monolith_kv._sketch cimport (
     SKETCH_HEADER_BYTES,
@@ -64,18 +65,6 @@ cdef void shard_seal_flip(Shard* shard) noexcept nogil:
     lock_leave(&shard.lock)
 
 
-cdef inline void cell_clear(Shard* shard, row_t* cell, uint64_t flag) noexcept nogil:
-    """Clear a flag where it is kept: in the header or, of a cold row, in the index."""
-    if row_is_cold(cell[0]):
-        cell[0] &= ~<row_t>flag
-    else:
-        arena_header(&shard.arena, cell[0])[0] &= ~flag
-
-
-cdef inline uint64_t cell_flags(const Shard* shard, row_t row) noexcept nogil:
-    return <uint64_t>row if row_is_cold(row) else arena_header(&shard.arena, row)[0]
-
-
 cdef status_t shard_seal_read(
     Shard* shard, const Batch* batch, size_t number, Buffer* records, Buffer* absent, Buffer* cold
 ) noexcept nogil:
@@ -97,13 +86,13 @@ cdef status_t shard_seal_read(
         group_prefetch(shard, &group, True, True, True)
         for i in range(group.count):
             cell = group.cells[i]
-            if cell == NULL or not cell_flags(shard, cell[0]) & seal_flag(shard):
+            if cell == NULL or not shard_header(shard, cell[0])[0] & seal_flag(shard):
                 buffer_append_u64(absent, group.fids[i])
             elif row_is_cold(cell[0]):
                 buffer_append_u64(cold, group.fids[i])
             else:
                 locked_sum(shard, group.fids[i], cell[0])
-                cell_clear(shard, cell, seal_flag(shard))
+                shard_header(shard, cell[0])[0] &= ~seal_flag(shard)
                 locked_pack(
                     shard, group.fids[i], cell[0], buffer_extend(records, record_bytes))
         start += group.count
@@ -123,9 +112,9 @@ cdef void shard_seal_claim(
         cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
         # A row that came back and changed was saved then, and has lost the flag.
         is_wanted[position] = (
-            cell != NULL and (cell_flags(shard, cell[0]) & seal_flag(shard)) != 0)
+            cell != NULL and (shard_header(shard, cell[0])[0] & seal_flag(shard)) != 0)
         if is_wanted[position]:
-            cell_clear(shard, cell, seal_flag(shard))
+            shard_header(shard, cell[0])[0] &= ~seal_flag(shard)
     lock_leave(&shard.lock)
 
 
@@ -163,11 +152,8 @@ cdef void shard_seal_abort(Shard* shard) noexcept nogil:
         cell = cuckoo_find_one(&shard.index, fids[i], hash_fid(fids[i]))
         if cell == NULL:
             continue
-        cell_clear(shard, cell, seal_flag(shard))
-        if row_is_cold(cell[0]):
-            cell[0] |= <row_t>shard.touched_flag
-        else:
-            arena_header(&shard.arena, cell[0])[0] |= shard.touched_flag
+        shard_header(shard, cell[0])[0] &= ~seal_flag(shard)
+        shard_header(shard, cell[0])[0] |= shard.touched_flag
     buffer_free(&shard.seal_saved)
     buffer_free(&shard.seal_fids)
     shard.is_sealing = False
@@ -187,15 +173,11 @@ cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexc
             break
         position = batch.order[i]
         cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
-        if cell != NULL and cell_flags(shard, cell[0]) & shard.touched_flag:
+        if cell != NULL and shard_header(shard, cell[0])[0] & shard.touched_flag:
             continue
         buffer_append_u64(&shard.touched, batch.fids[position])
-        if cell == NULL:
-            continue
-        if row_is_cold(cell[0]):
-            cell[0] |= <row_t>shard.touched_flag
-        else:
-            arena_header(&shard.arena, cell[0])[0] |= shard.touched_flag
+        if cell != NULL:
+            shard_header(shard, cell[0])[0] |= shard.touched_flag
     lock_leave(&shard.lock)
     return status
 
@@ -261,10 +243,7 @@ cdef void shard_snapshot_gate(Shard* shard, uint8_t* out) noexcept nogil:
 
 cdef inline void cell_pass_snapshot(Shard* shard, row_t* cell) noexcept nogil:
     shard.snapshot_left -= 1
-    if row_is_cold(cell[0]):
-        cell[0] ^= ROW_SNAPSHOT
-    else:
-        arena_header(&shard.arena, cell[0])[0] ^= ROW_SNAPSHOT
+    shard_header(shard, cell[0])[0] ^= ROW_SNAPSHOT
 
 
 cdef inline void bucket_prefetch(const Shard* shard, const Bucket* bucket) noexcept nogil:
@@ -300,7 +279,7 @@ cdef status_t shard_snapshot_read(
         for cell in range(BUCKET_CELLS):
             row = &bucket.rows[cell]
             if (not bucket_has(bucket, cell)
-                    or (cell_flags(shard, row[0]) & ROW_SNAPSHOT) == shard.snapshot_flag):
+                    or (shard_header(shard, row[0])[0] & ROW_SNAPSHOT) == shard.snapshot_flag):
                 continue
             if row_is_cold(row[0]):
                 buffer_append_u64(cold, bucket.fids[cell])
@@ -326,7 +305,7 @@ cdef void shard_snapshot_claim(
         cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
         is_wanted[position] = (
             cell != NULL
-            and (cell_flags(shard, cell[0]) & ROW_SNAPSHOT) != shard.snapshot_flag)
+            and (shard_header(shard, cell[0])[0] & ROW_SNAPSHOT) != shard.snapshot_flag)
         if is_wanted[position]:
             cell_pass_snapshot(shard, cell)
     lock_leave(&shard.lock)
@@ -348,7 +327,7 @@ cdef void shard_snapshot_end(Shard* shard, Buffer* saved) noexcept nogil:
             for cell in range(BUCKET_CELLS):
                 row = &bucket.rows[cell]
                 if (bucket_has(bucket, cell)
-                        and (cell_flags(shard, row[0]) & ROW_SNAPSHOT) != shard.snapshot_flag):
+                        and (shard_header(shard, row[0])[0] & ROW_SNAPSHOT) != shard.snapshot_flag):
                     cell_pass_snapshot(shard, row)
     saved[0] = shard.snapshot_saved
     buffer_init(&shard.snapshot_saved)

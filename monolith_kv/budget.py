@@ -1,10 +1,11 @@
 """Two tiers: rows that leave memory for the overflow tier, and come back or are read there.
 
 What must hold: a row is cold only while its record is in the tier; records go there before their
-rows become cold, and are forgotten after they came back. All but reads is done under the mutex.
+rows become cold. All but reads is done under the mutex.
 """
 
 import contextlib
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from monolith_kv.state import NO_RECORDS, StoreState, TableEntry
 from monolith_kv.storage.overflow import OverflowTier
 
 Fids = NDArray[np.uint64]
+Places = NDArray[np.uint32]
 BLOCK_BYTES = 2 << 20  # Of records on their way: several copies of a block are under way at once.
 SLACK = 32  # One part in 32 of the limit is kept free, so that not every call evicts.
 STEP_BYTES = 1 << 20  # Of rows that leave in one step: a call may have to wait for it.
@@ -112,13 +114,13 @@ class Budget:
         try:
             for move in moves:
                 move.put()
-        except (StoreFullError, CorruptionError, OSError, MemoryError):
-            moves = []  # As a call fails that evicts: the next one has to, and notes it.
+        except (StoreFullError, OSError, MemoryError, ClosedError):
+            pass  # As a call fails that evicts: the next one has to, and notes it.
         with state.mutex:
             self._moving = []
             for move in moves:
                 move.finish()
-        return bool(moves) and short > STEP_BYTES
+        return any(move.is_written for move in moves) and short > STEP_BYTES
 
     def _room(self) -> tuple[int, int]:
         """Bytes that rows may take beyond those they take, and bytes of slabs that are too many."""
@@ -144,7 +146,7 @@ class Budget:
                     move.finish()
                     todo -= len(move.fids) * move.entry.core.place_bytes
             self.is_full = False
-        except (StoreFullError, CorruptionError, OSError, MemoryError):
+        except (StoreFullError, OSError, MemoryError):
             # The call that came here was made: it must not fail because rows cannot move. A tier
             # that cannot be written is as good as full.
             self.is_full = True
@@ -208,23 +210,32 @@ class Move:
         self._overflow = overflow
         self._records = self._read(fids)
         self.fids = self._records["fid"].astype(np.uint64)
+        self._places: Places | None = None
 
     def put(self) -> None:
         """Write their records."""
-        self._overflow.put(self.entry.id, self.fids, self._bytes(self._records))
+        self._places = self._overflow.write(
+            self.entry.id, self.entry.core, self._bytes(self._records)
+        )
+
+    @property
+    def is_written(self) -> bool:
+        """Whether `finish` has something to do."""
+        return self._places is not None
 
     def finish(self) -> None:
         """Take those out of memory that are what was written. Under the mutex."""
-        if self.entry.dropped:
+        if self._places is None:
             return
+        if not self.entry.dropped:
+            self._evict(self._places)
+        self._overflow.settle(self.entry.id, self._places)
+
+    def _evict(self, written: Places) -> None:
         now = self._read(self.fids)
         places = np.searchsorted(self.fids, now["fid"])
         is_same = (self._bytes(now) == self._bytes(self._records[places])).all(axis=1)
-        self.entry.core.evict(now["fid"][is_same].astype(np.uint64))
-        if not is_same.all() or len(now) < len(self.fids):
-            changed = np.setdiff1d(self.fids, now["fid"][is_same])
-            with contextlib.suppress(StoreFullError, CorruptionError, OSError):
-                self._overflow.forget(self.entry.id, changed)
+        self.entry.core.evict(now["fid"][is_same].astype(np.uint64), written[places[is_same]])
 
     def _read(self, fids: Fids) -> NDArray[Any]:
         rows = self.entry.rows_of(self.entry.core.pack(fids)[0])
@@ -274,7 +285,6 @@ def promote(state: StoreState, entry: TableEntry, fids: Fids) -> None:
     if len(cold):
         records = read_cold(state, entry, cold)
         entry.core.promote(records.reshape(-1))
-        state.overflow.forget(entry.id, cold)
 
 
 def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.uint8]:
@@ -288,16 +298,21 @@ def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.ui
     ------
     CorruptionError
         It has changed since: nothing is made up for it.
+    OSError
+        It could not even be read.
     """
     overflow = state.overflow
     assert overflow is not None
-    records, positions = overflow.get(entry.id, cold)
+    failed = overflow.unreadable
+    records, positions = overflow.read(entry.core, cold)
     if len(positions) == len(cold):
         return records
     missing = np.delete(cold, positions)
     rows = refill(state, entry, distinct(missing))
     fids = rows["fid"].astype(np.uint64)
     if len(without(missing, fids)):
+        if overflow.unreadable > failed:
+            raise OSError(errno.EIO, "records of cold rows cannot be read", overflow.folder)
         raise CorruptionError(
             f"{overflow.folder}: {len(missing)} records of table {entry.schema.name} are damaged "
             "or gone, and no good file has their last state; close the store and open it again, "
@@ -305,10 +320,10 @@ def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.ui
             overflow.folder,
         )
     packed = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
-    # What is good is returned as it was read: LMDB's own pages may be what is damaged, and then
-    # nothing that is put there now need come back.
-    with contextlib.suppress(CorruptionError, StoreFullError, OSError):
-        overflow.put(entry.id, fids, packed)
+    with contextlib.suppress(StoreFullError, OSError):
+        places = overflow.write(entry.id, entry.core, packed)
+        entry.core.relocate(fids, entry.core.cold_rows_at(fids), places)
+        overflow.settle(entry.id, places)
     every = np.empty((len(cold), records.shape[1]), np.uint8)
     every[positions] = records
     is_missing = np.ones(len(cold), np.bool_)
@@ -332,7 +347,7 @@ def read_records(state: StoreState, entry: TableEntry, fids: Fids) -> NDArray[An
         if overflow is None or not len(todo):
             break
         try:
-            records, positions = overflow.get(entry.id, todo)
+            records, positions = overflow.read(entry.core, todo)
         except ClosedError:
             state.check()
             raise
@@ -349,6 +364,29 @@ def read_records(state: StoreState, entry: TableEntry, fids: Fids) -> NDArray[An
                 found.append(entry.rows_of(entry.core.pack(without(todo, cold))[0]))
     rows = np.concatenate(found) if found else entry.rows_of(NO_RECORDS)
     return rows[np.argsort(rows["fid"])]
+
+
+def fill_cold(
+    state: StoreState,
+    entry: TableEntry,
+    fids: Fids,
+    places: NDArray[np.int64],
+    out: NDArray[np.float32],
+    found: NDArray[np.bool_] | None = None,
+    *,
+    is_state: bool = False,
+) -> None:
+    """Read embeddings, or states, of the cold ones among ids into those rows of `out`."""
+    left, dim = places, entry.core.dim
+    if (overflow := state.overflow) is not None:
+        left = overflow.fill(entry.core, fids[places], places, out, is_state=is_state)
+    if len(left):  # They came back or went meanwhile, or are damaged.
+        rows = read_records(state, entry, fids[left])
+        there, where = match(rows, fids[left])
+        part = slice(dim, None) if is_state else slice(0, dim)
+        out[left[there]] = rows["row"][where[there], part]
+        if found is not None:
+            found[left] = there
 
 
 def match(rows: NDArray[Any], fids: Fids) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

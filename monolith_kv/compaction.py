@@ -5,19 +5,16 @@ jumped ahead seems to be the reason (over half of a table, and over 1,000 rows),
 table goes unless forced, which is found out before the first one goes.
 """
 
-import math
 import threading
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from monolith_kv.budget import promote, read_cold
+from monolith_kv.budget import promote
 from monolith_kv.calls import acknowledge, log_call, taking_back
 from monolith_kv.published import Compaction
 from monolith_kv.state import StoreState, TableEntry
 
-Fids = NDArray[np.uint64]
 SUSPECT_ROWS = 1000
 DRIFT_S = 0.05  # What a clock may gain on the monotonic one and still count as going on.
 COUNT, EXPIRE, SHRINK, DONE = range(4)
@@ -127,7 +124,7 @@ class Compactor:
             return
         now = float(self._state.clock())
         fids, cold, step.cursor = core.expired(step.cursor, now)
-        step.expired += len(fids) + len(self._expired_cold(step.entry, cold, now))
+        step.expired += len(fids) + len(cold)
         if step.cursor >= 0:
             return
         name, rows = step.entry.schema.name, core.rows
@@ -151,9 +148,8 @@ class Compactor:
             with state.mutex:
                 state.check_writable()
                 fids, cold, cursor = core.expired(step.cursor, now)
-                gone = self._expired_cold(entry, cold, now)
-                if len(gone):
-                    fids = np.concatenate([fids, gone])
+                if len(cold):
+                    fids = np.concatenate([fids, cold])
                     promote(state, entry, fids)  # All: what comes back may send others out.
                 log = state.open_log()
                 offset = 0
@@ -172,19 +168,3 @@ class Compactor:
         if cursor < 0:
             step.phase, step.cursor = SHRINK if step.removed else DONE, 0
         return removed
-
-    def _expired_cold(self, entry: TableEntry, cold: Fids, now: float) -> Fids:
-        """Return those of the cold ids that have expired."""
-        state = self._state
-        if not len(cold):
-            return cold
-        with state.mutex:
-            cold = entry.core.cold(cold)
-            rows = entry.rows_of(read_cold(state, entry, cold))
-        schema = entry.schema
-        ttl = np.full(len(rows), schema.ttl_default or 0, np.int64)
-        slots = (rows["fid"] >> np.uint64(48)).astype(np.int64)
-        for slot, seconds in schema.ttl_slots.items():
-            ttl[slots == slot] = seconds
-        is_expired = (ttl > 0) & (math.floor(now) - rows["timestamp"] >= ttl)
-        return rows["fid"][is_expired].astype(np.uint64)

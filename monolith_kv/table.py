@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monolith_kv import calls
-from monolith_kv.budget import match, read_records
+from monolith_kv.budget import fill_cold, read_records
 from monolith_kv.errors import ClosedError
 from monolith_kv.optimizers import Optimizer
 from monolith_kv.policies import FrequencyGate
@@ -121,10 +121,7 @@ class Table:
             flags = found.view(np.uint8)
         cold = core.lookup(ids, out, flags)
         if cold is not None:
-            rows, there, places = self._cold(ids[cold])
-            out[cold[there]] = rows["row"][places, : self.dim]
-            if found is not None:
-                found[cold] = there
+            fill_cold(self._state, self._entry, ids, cold, out, found)
         return out
 
     def lookup_pooled(
@@ -237,8 +234,7 @@ class Table:
         values = np.zeros((len(ids), core.state_floats), np.float32)
         cold = core.state(ids, values)
         if cold is not None:
-            rows, there, places = self._cold(ids[cold])
-            values[cold[there]] = rows["row"][places, self.dim :]
+            fill_cold(self._state, self._entry, ids, cold, values, is_state=True)
         return {
             name: np.ascontiguousarray(values[:, offset : offset + width])
             for name, offset, width in entry.schema.state_layout()
@@ -260,11 +256,7 @@ class Table:
         core = self._readable().core
         ids = as_ids(ids)
         times = np.empty(len(ids), np.int64)
-        cold = core.timestamps(ids, times)
-        if cold is not None:
-            rows, there, places = self._cold(ids[cold])
-            times[cold] = -1
-            times[cold[there]] = rows["timestamp"][places]
+        core.timestamps(ids, times)
         return times
 
     def scan(self, batch: int = 65536) -> Iterator[tuple[Ids, Rows]]:
@@ -467,12 +459,6 @@ class Table:
         if self._entry.dropped:
             raise ClosedError(f"table {self.name} was dropped")
         return self._entry
-
-    def _cold(self, fids: Ids) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]:
-        """Read rows from overflow: the records, which of `fids` are there, and where."""
-        rows = read_records(self._state, self._entry, fids)
-        there, places = match(rows, fids)
-        return rows, there, places[there]
 
     def _pool(
         self,

@@ -11,7 +11,6 @@ from monolith_kv.storage import call_log, delta_log, dense, manifest, sightings,
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.recovery import check_identity, split_pieces
 
-SCAN_ROWS = 16384
 ATTEMPTS = 3
 
 
@@ -94,19 +93,15 @@ def _verify_overflow(state: StoreState) -> list[str]:
     problems: list[str] = []
     for name, entry in state.tables.items() if overflow is not None else ():
         assert overflow is not None
-        with state.mutex:
-            before, good, last = overflow.corrupt, 0, None
-            while True:
-                fids, _ = overflow.scan(entry.id, last, SCAN_ROWS)
-                if not len(fids):
-                    break
-                good += len(entry.core.cold(fids))
-                last = int(fids[-1])
-            damaged = overflow.corrupt - before
-            cold = entry.core.cold_rows
-        if damaged or good != cold:
+        bad = cursor = 0
+        while cursor >= 0 and entry.core.cold_rows:
+            with state.mutex:
+                fids, cursor = entry.core.walk(cursor)
+                cold = entry.core.cold(fids)
+                bad += len(cold) - len(overflow.read(entry.core, cold)[1])
+        if bad:
             problems.append(
-                f"{overflow.folder}: table {name} has {cold} records in overflow, {good} of them "
-                f"are good, {damaged} damaged; close the store and open it again"
+                f"{overflow.folder}: table {name} has {bad} damaged records in overflow; close the "
+                "store and open it again"
             )
     return problems

@@ -146,3 +146,15 @@ def scanned(table: mkv.Table, batch: int = 65536) -> dict[int, bytes]:
 def rows_key(model: TableModel) -> frozenset[tuple[int, bytes]]:
     """What a digest is about: ids and embeddings."""
     return frozenset((fid, row.embedding.tobytes()) for fid, row in model.rows.items())
+
+
+def spoil_rows(tier: Any, core: Any, fids: NDArray[np.uint64], bit: int = 200) -> None:
+    """Flip a bit of the records of cold ids where they lie, as rot on the disk would."""
+    (found,) = (each for each in tier._tables.values() if each.core is core)
+    mask = (1 << found.place_bits) - 1
+    for row in core.cold_rows_at(fids).tolist():
+        number = row & 0x7FFFFFFF
+        file = next(f for f in found.files if f.number == number >> found.place_bits)
+        at = 64 + (number & mask) * found.place_bytes + bit // 8
+        (byte,) = os.pread(file.fd, 1, at)
+        os.pwrite(file.fd, bytes([byte ^ 1 << bit % 8]), at)

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 from samples import parts
 
+from monolith_kv._table import Barrier, TableCore
 from monolith_kv.lineage import Epoch, Lineage
 from monolith_kv.replication import target
 from monolith_kv.storage import (
@@ -21,7 +22,6 @@ from monolith_kv.storage import (
     dense,
     format,
     manifest,
-    overflow,
     sightings,
     snapshot,
 )
@@ -210,19 +210,16 @@ def dense_rows(data: bytes) -> Iterator[str]:
 
 
 def overflow_rows() -> Iterator[str]:
-    """One entry of the overflow tier, as it lies in LMDB."""
-    with tempfile.TemporaryDirectory() as root:
-        tier = overflow.OverflowTier(f"{root}/overflow", None)
-        tier.put(3, FIDS[1:2], one_row().reshape(1, -1))
-        env = tier._env
-        assert env is not None
-        with env.begin() as txn:
-            ((key, value),) = txn.cursor().iternext(keys=True, values=True)
-        tier.close()
-    yield f"| key | 0 | {shown(key[:4])} | table |"
-    yield f"| key | 4 | {shown(key[4:])} | fid |"
-    yield f"| value | 0 | {shown(value[:4])} | crc32c |"
-    yield f"| value | 4 | {shown(value[4:])} | record |"
+    """A row file with one record."""
+    identity = format.FileIdentity(format.NO_UUID, 0, 1)
+    header = format.pack_header(format.FileType.ROWS, identity, SALT)
+    core = TableCore(Barrier(), [(2, 2, (0.1, 0.1, 0.0), 0, 0.0, 0.0, 0)], 1)
+    seed = format.unpack_header(header, "example").seed
+    place = core.checksummed(one_row(), seed).tobytes()
+    for name, offset, size in format.HEADER_FIELDS:
+        yield f"| {offset} | {shown(header[offset : offset + size])} | {name} |"
+    yield f"| 64 | {shown(place[:-4])} | record |"
+    yield f"| {64 + len(place) - 4} | {shown(place[-4:])} | crc32c |"
 
 
 def example(name: str) -> list[str]:

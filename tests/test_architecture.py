@@ -20,18 +20,19 @@ CYTHON_RANKS = [
     ["_pages"],
     ["_batch", "_checksum", "_digest", "_arena", "_sketch", "_initializers", "_optimizers"],
     ["_codec", "_cuckoo"],
+    ["_rowfile"],
     ["_shard"],
-    ["_read", "_write", "_view", "_tier", "_expiry"],
+    ["_read", "_write", "_view", "_tier", "_clock", "_expiry"],
     ["_admission", "_pooling"],
     ["_core"],
-    ["_records"],
+    ["_check", "_records"],
     ["_views"],
     ["_table"],
     ["_testing", "_yardsticks"],
 ]
 # Modules that Python sees; all others are structs and functions without a Python object.
 CYTHON_DOORS = {"_checksum", "_finite", "_core", "_records", "_views", "_table"}
-CYTHON_DOORS |= {"_testing", "_yardsticks"}
+CYTHON_DOORS |= {"_check", "_testing", "_yardsticks"}
 
 PYTHON_RANKS = [
     ["errors", "storage", "fids", "_checksum", "_finite"],
@@ -48,11 +49,11 @@ PYTHON_RANKS = [
         "storage.call_log",
         "storage.snapshot",
         "storage.sightings",
-        "storage.overflow",
         "storage.dense",
     ],
     ["storage.inspect"],
     ["_core", "_table"],
+    ["storage.overflow"],
     ["state"],
     ["refill", "catalog"],
     ["budget"],

@@ -81,7 +81,11 @@ class WorkFolder:
             files.move_folder(ready, self.replica)
         elif not files.exchange_folders(ready, self.replica):
             files.move_folder(self.replica, old)
-            files.move_folder(ready, self.replica)
+            try:
+                files.move_folder(ready, self.replica)
+            except BaseException:
+                files.move_folder(old, self.replica)
+                raise
 
     def undo(self) -> None:
         """Put back what the last `switch` has replaced, if there was anything."""

@@ -37,7 +37,7 @@ _OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 @contextlib.contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """Turn "no room" in all its forms into StoreFullError, other errors of LMDB into OSError.
+    """Turn "no room" in all its forms into StoreFullError.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def disk_errors(path: str) -> Iterator[None]:
     Raises
     ------
     StoreFullError
-        The disk, the quota, the file size limit or the LMDB map is used up.
+        The disk, the quota or the file size limit is used up.
     """
     try:
         yield
@@ -57,17 +57,6 @@ def disk_errors(path: str) -> Iterator[None]:
         raise StoreFullError(
             f"no room to write {path}: {os.strerror(error.errno or 0)}; free disk space or raise "
             "the quota, then call again; what was acknowledged before is intact"
-        ) from error
-    except Exception as error:
-        lmdb = sys.modules.get("lmdb")  # Not imported here: most stores never overflow.
-        if lmdb is None or not isinstance(error, lmdb.Error):
-            raise
-        reasons = [os.strerror(number) for number in FULL_ERRNOS]
-        if not isinstance(error, lmdb.MapFullError) and not any(r in str(error) for r in reasons):
-            raise OSError(errno.EIO, f"the overflow tier cannot be used: {error}", path) from error
-        raise StoreFullError(
-            f"the overflow tier {path} is full: {error}; raise overflow_limit or memory_limit, "
-            "free disk space, or remove or expire rows"
         ) from error
 
 
@@ -84,6 +73,16 @@ def open_readable(path: str) -> int:
     return fd
 
 
+def create_file(path: str) -> int:
+    """Create a file whose name is free, to read and write, and return its descriptor.
+
+    Notes
+    -----
+    The name is not durable.
+    """
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, 0o600)
+
+
 def create_temporary(path: str) -> tuple[int, str]:
     """Create an empty file beside `path` and return its descriptor and temporary name.
 
@@ -95,7 +94,7 @@ def create_temporary(path: str) -> tuple[int, str]:
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.urandom(8).hex()}{TEMPORARY_SUFFIX}")
     with disk_errors(path):
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, 0o600)
+        fd = create_file(temporary)
     return fd, temporary
 
 
@@ -205,23 +204,6 @@ def link_file(source: str, target: str) -> None:
     """Give a file a second name, durably; OSError where that cannot be had."""
     os.link(source, target, follow_symlinks=False)
     fsync_folder(os.path.dirname(target))
-
-
-def probe_room(folder: str, size_bytes: int) -> None:
-    """Raise StoreFullError unless a file of `size_bytes` can be written in the folder now.
-
-    Notes
-    -----
-    For a library that cannot say why a write of its own failed.
-    """
-    fd, temporary = create_temporary(os.path.join(folder, "room"))
-    try:
-        with disk_errors(folder):
-            for start in range(0, size_bytes, COPY_BYTES):
-                write_all(fd, [bytes(min(COPY_BYTES, size_bytes - start))])
-    finally:
-        os.close(fd)
-        remove_quietly(temporary)
 
 
 def write_durably(path: str, data: Buffer | Sequence[Buffer], *, replace: bool = True) -> None:
@@ -379,20 +361,38 @@ def remove_litter(path: str) -> int:
 
 
 def move_folder(source: str, target: str) -> None:
-    """Give a folder another name on the same file system, durably."""
+    """Give a folder another name on the same file system, durably, or leave it its own."""
     os.rename(source, target)
-    # The new name first: a power cut in between may leave both names, never none.
-    fsync_folder(os.path.dirname(target))
-    fsync_folder(os.path.dirname(source))
+    try:
+        # The new name first: a power cut in between may leave both names, never none.
+        fsync_folder(os.path.dirname(target))
+        fsync_folder(os.path.dirname(source))
+    except OSError:
+        os.rename(target, source)
+        raise
 
 
 def exchange_folders(first: str, second: str) -> bool:
     """Exchange two names in one step, durably; False, and nothing done, where it cannot be had.
 
+    After an error both are as they were: whoever has a store open under one of them relies on it.
+
     Notes
     -----
     Python has no door to renameat2 (Linux, most file systems) and renamex_np (macOS).
     """
+    if not _exchange(first, second):
+        return False
+    try:
+        fsync_folder(os.path.dirname(second))
+        fsync_folder(os.path.dirname(first))
+    except OSError:
+        _exchange(first, second)
+        raise
+    return True
+
+
+def _exchange(first: str, second: str) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(first), os.fsencode(second)
     if hasattr(libc, "renameat2"):
@@ -406,8 +406,6 @@ def exchange_folders(first: str, second: str) -> bool:
         if number in (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP):
             return False
         raise OSError(number, os.strerror(number), first, None, second)
-    fsync_folder(os.path.dirname(second))
-    fsync_folder(os.path.dirname(first))
     return True
 
 

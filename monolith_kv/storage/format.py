@@ -41,6 +41,7 @@ class FileType(enum.Enum):
     CALLS = b"C"
     SIGHTINGS = b"G"
     TARGET = b"T"
+    ROWS = b"R"
 
     @property
     def magic(self) -> bytes:

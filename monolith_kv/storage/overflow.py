@@ -1,287 +1,266 @@
-"""The overflow tier: records of cold rows on disk, in LMDB, in batches.
+"""The overflow tier: records of cold rows in row files, which are only appended to.
 
 What must hold: it never has the only copy of a row that is not in snapshot and log, so that it may
-be wiped at any time, and is when it is opened. Each value carries a CRC of its key and record,
-since LMDB has none: a damaged record is counted and left out, never returned. An environment must
-not be used, nor closed, by a forked child.
+be wiped at any time, and is when it is opened; so nothing here is flushed. A record is written
+before its row becomes cold, and its place is never used again. Each has a checksum, so that a
+damaged one is counted and left out, never returned. Where a record lies the index knows
+(cython_src/_rowfile.pxd). A row that comes back to memory leaves a dead place behind; files with
+many of these are emptied, a part at a time.
 """
 
 import contextlib
-import glob
 import os
 import shutil
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv._checksum import crc32c
-from monolith_kv.errors import ClosedError, CorruptionError, StoreFullError
+from monolith_kv._table import TableCore
+from monolith_kv.errors import ClosedError, StoreFullError
 from monolith_kv.storage import files
+from monolith_kv.storage.format import (
+    HEADER_BYTES,
+    NO_UUID,
+    FileIdentity,
+    FileType,
+    pack_header,
+    unpack_header,
+)
 
-if TYPE_CHECKING:
-    import lmdb
-
-KEY = np.dtype([("table", ">u4"), ("fid", ">u8")])  # Big endian: key order is numeric order.
-DATA_NAME = "data.mdb"  # LMDB's own name
-CRC_BYTES = 4
-MAP_BYTES_MIN = 1 << 20
-MAP_BYTES_STEP = 1 << 30  # Address space, not disk: the file is sparse until it is used.
-FORGET_ROOM_BYTES = 1 << 20  # Removing copies pages: it may pass the limit by so much at a time.
-FID_MAX = 2**64 - 1
+SUM_BYTES = 4
+FILE_BYTES_MAX = 64 << 20
+FILES_MIN = 16  # At least so many under a limit, or emptying them would take too much of it.
+LIMIT_BYTES_MIN = 1 << 20
+PLACE_BITS_MIN, PLACE_BITS_MAX = 4, 20
+FILES_MAX = 65_536  # ROWFILES_MAX
+GOOD, DAMAGED, UNREADABLE = 1, 2, 3  # ROW_GOOD, ROW_DAMAGED, ROW_UNREADABLE
+COLD = 1 << 31  # ROW_COLD
+# Above it files are emptied: this bounds what the disk holds, and how many rows are written again
+# for each that is evicted, which are those of the emptiest file.
+DEAD_SHARE_MAX = 0.22
+EMPTY_PER_BYTE = 4  # Bytes of files gone through for each byte that is evicted.
+BLOCK_BYTES = 1 << 20
 
 Fids = NDArray[np.uint64]
 Records = NDArray[np.uint8]
+Positions = NDArray[np.int64]
+Places = NDArray[np.uint32]
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class RowFile:
+    """One row file: as much as is written, and how far it has been emptied."""
+
+    path: str
+    fd: int
+    number: int
+    seed: int
+    places: int = 0  # written
+    emptied: int = 0
+    awaited: int = 0  # Writes whose rows may not have come yet.
+    is_stuck: bool = False  # A record that cannot be read keeps it.
+
+
+@dataclass
+class TableFiles:
+    """The row files of one table; the last of them is the one being written."""
+
+    core: TableCore
+    place_bits: int
+    files: list[RowFile] = field(default_factory=list)
+
+    @property
+    def place_bytes(self) -> int:
+        """Of a record and its checksum."""
+        return self.core.record_bytes + SUM_BYTES
+
+    def bytes_of(self, file: RowFile) -> int:
+        """Bytes of disk."""
+        return HEADER_BYTES + file.places * self.place_bytes
+
+    def dead_bytes_of(self, file: RowFile) -> int:
+        """Bytes of places whose row is not there any more."""
+        return (file.places - self.core.live_rows(file.number)) * self.place_bytes
 
 
 class OverflowTier:
-    """Records by table id and fid; any number of threads, one at a time.
+    """Row files by table; any number of readers, and one at a time that changes what is there.
 
     Parameters
     ----------
     folder : str
         Of the tier alone: whatever is in it is removed. The folder above it exists.
     limit_bytes : int or None
-        Of disk; None: no limit. Page overhead counts; 1 MiB is the least.
+        Of disk; None: no limit. Checksums and dead places count; 1 MiB is the least.
 
     Attributes
     ----------
     corrupt : int
         Records that were found damaged, and left out, so far.
+    unreadable : int
+        Times that the disk failed to read one.
+    evicted_bytes, written_bytes : int
+        Of records that came from memory, and of all that was written to files for it.
 
     Raises
     ------
     StoreFullError
-        `put` would pass the limit, or the disk is full.
+        From `write`: it would pass the limit, or the disk is full.
     ForkedError
-        From any call but `close` in a forked child.
-
-    Notes
-    -----
-    A record's size is fixed per table. Nothing returned is a view of the map.
+        From `read` and what changes the tier, in a forked child.
     """
 
     def __init__(self, folder: str, limit_bytes: int | None) -> None:
         self.folder = folder
-        self.corrupt = 0
-        self._limit = None if limit_bytes is None else max(limit_bytes, MAP_BYTES_MIN)
-        self._map_bytes = self._limit or MAP_BYTES_STEP
+        self.corrupt = self.unreadable = self.evicted_bytes = self.written_bytes = 0
+        self._limit = None if limit_bytes is None else max(limit_bytes, LIMIT_BYTES_MIN)
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._sizes: dict[int, int] = {}  # Record bytes by table. Guarded by _lock.
-        for old in [folder, *glob.glob(f"{glob.escape(folder)}.*{files.TEMPORARY_SUFFIX}")]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._tables: dict[int, TableFiles] = {}  # By table id. Guarded by _lock.
+        self._made = 0
         self._is_closed = False
-        self._env: lmdb.Environment | None = None  # Opened when it is used. Guarded by _lock.
-        # LMDB does not sync its folder: the environment is made beside it and moved here.
-        temporary = f"{folder}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
-        try:
-            with files.disk_errors(folder):
-                os.mkdir(temporary, 0o700)
-                self._open(temporary).close()
-                files.fsync_folder(temporary)
-            files.publish(temporary, folder, replace=True)
-            with self._environment():
-                pass
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with files.disk_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            os.mkdir(folder, 0o700)
 
-    def _open(self, folder: str) -> "lmdb.Environment":
-        import lmdb
+    # --- rows ------------------------------------------------------------------------------
 
-        # lock=False: the store's own lock keeps others out and ours keeps transactions apart, and
-        # with no lock.mdb there is none that a backup or a fork could take away. Never writemap (a
-        # full disk would be a SIGBUS), never sync=False.
-        return lmdb.open(
-            folder,
-            create=not os.path.exists(os.path.join(folder, DATA_NAME)),
-            map_size=self._map_bytes,
-            mode=0o600,
-            lock=False,
-            readahead=False,
-            metasync=True,
-            sync=True,
-            writemap=False,
-        )
-
-    # --- batches ---------------------------------------------------------------------------
-
-    def put(self, table: int, fids: Fids, records: Records) -> None:
-        """Store records in one transaction: all of them, or none and an error.
+    def write(self, table: int, core: TableCore, records: Records) -> Places:
+        """Write records of rows that will lie here: all of them, or none and an error.
 
         Parameters
         ----------
         table : int
             Table id.
-        fids : ndarray of uint64, shape (n,)
-            Distinct; any order.
-        records : ndarray of uint8, shape (n, size)
-            Of the same size in every call for this table.
+        core : TableCore
+            The table.
+        records : ndarray of uint8, shape (n, record_bytes)
+
+        Returns
+        -------
+        ndarray of uint32, shape (n,)
+            Their places, for `TableCore.evict` or `relocate`; then `settle` is called, whatever
+            became of them.
         """
-        if not len(fids):
-            return
-        order = np.argsort(fids)
-        keys = _keys(table, fids[order])
-        values = np.empty((len(fids), CRC_BYTES + records.shape[1]), np.uint8)
-        values[:, CRC_BYTES:] = records[order]
-        values[:, :CRC_BYTES] = _checksums(keys, values).view(np.uint8).reshape(-1, CRC_BYTES)
-        with self._environment() as env:
-            if self._sizes.setdefault(table, records.shape[1]) != records.shape[1]:
-                raise ValueError(f"records of table {table} have {self._sizes[table]} bytes")
-            if self._limit is not None:
-                env.set_mapsize(self._limit)
-            while True:
-                try:
-                    with self._writing(env, 2 * values.nbytes) as txn:
-                        # Handed over one by one: LMDB copies each, nothing is held twice.
-                        txn.cursor().putmulti(zip(_slices(keys), _rows(values), strict=True))
-                    return
-                except StoreFullError as error:
-                    if self._limit is not None or not _is_map_full(error):
-                        raise
-                    self._grow(env, MAP_BYTES_STEP)
+        with self._changing():
+            found = self._files_of(table, core)
+            self._make_room(found, records)
+            before = self.written_bytes
+            places = self._append(found, records)
+            self._await(found, places, 1)
+            self.evicted_bytes += records.nbytes
+            # A tier that cannot be emptied now is one that takes more disk: not this call's error.
+            with contextlib.suppress(OSError, StoreFullError):
+                self._empty(EMPTY_PER_BYTE * (self.written_bytes - before), DEAD_SHARE_MAX)
+        return places
 
-    def get(self, table: int, fids: Fids) -> tuple[Records, NDArray[np.int64]]:
-        """Return the records that are there and good.
+    def settle(self, table: int, places: Places) -> None:
+        """Count on these places: those in which no row lies now are dead."""
+        with self._lock:
+            if (found := self._tables.get(table)) is not None:
+                self._await(found, places, -1)
+
+    def read(self, core: TableCore, fids: Fids) -> tuple[Records, Positions]:
+        """Return the records of those ids that are cold, and good.
 
         Parameters
         ----------
-        table : int
-            Table id.
+        core : TableCore
+            The table.
         fids : ndarray of uint64, shape (n,)
             Any order; duplicates are allowed.
 
         Returns
         -------
-        records : ndarray of uint8, shape (m, size)
+        records : ndarray of uint8, shape (m, record_bytes)
             New memory.
         positions : ndarray of int64, shape (m,)
             Rising; records[i] belongs to fids[positions[i]].
         """
-        distinct, inverse = np.unique(fids, return_inverse=True)
-        with self._environment() as env:
-            size = self._sizes.get(table, 0)
-            if not len(distinct) or not size:
-                return np.empty((0, size), np.uint8), np.empty(0, np.int64)
-            try:
-                with env.begin(buffers=True) as txn:
-                    pairs = txn.cursor().getmulti(list(_slices(_keys(table, distinct))))
-                    found, records = self._good(pairs, table, size)
-                    del pairs
-            except _page_errors():
-                self.corrupt += len(distinct)
-                return np.empty((0, size), np.uint8), np.empty(0, np.int64)
-        is_wanted = np.isin(found, distinct)
-        found, records = found[is_wanted], records[is_wanted]
-        where = np.full(len(distinct), -1, np.int64)
-        where[np.searchsorted(distinct, found)] = np.arange(len(found))
-        rows = where[inverse]
-        positions = np.flatnonzero(rows >= 0)
-        return records[rows[positions]], positions.astype(np.int64)
+        self._check()
+        records, outcomes = core.read_cold(fids)
+        is_good = self._are_good(outcomes)
+        positions = np.flatnonzero(is_good)
+        return records if is_good.all() else records[positions], positions
 
-    def forget(self, table: int, fids: Fids) -> int:
-        """Remove records; return how many were there. Works when the tier is full, too."""
-        keys = list(_slices(_keys(table, np.sort(fids))))
-
-        def remove(txn: Any) -> int:
-            return sum(txn.delete(key) for key in keys)
-
-        with self._environment() as env:
-            return self._removing(env, remove) if keys else 0
-
-    def forget_table(self, table: int) -> int:
-        """Remove all records of a table; return how many there were."""
-        first = _keys(table, np.zeros(1, np.uint64)).tobytes()
-        last = _keys(table, np.full(1, FID_MAX, np.uint64)).tobytes()
-
-        def remove(txn: Any) -> int:
-            cursor, count = txn.cursor(), 0
-            is_there = cursor.set_range(first)
-            while is_there and cursor.key() <= last:
-                is_there, count = cursor.delete() and bool(cursor.key()), count + 1
-            return count
-
-        with self._environment() as env:
-            self._sizes.pop(table, None)
-            return self._removing(env, remove)
-
-    def scan(self, table: int, after_fid: int | None, limit: int) -> tuple[Fids, Records]:
-        """Return up to `limit` good records with higher fids, in order.
+    def fill(
+        self, core: TableCore, fids: Fids, places: Positions, out: Floats, *, is_state: bool
+    ) -> Positions:
+        """Read embeddings, or states, of cold ids into rows of an array.
 
         Parameters
         ----------
-        table : int
-            Table id.
-        after_fid : int or None
-            The last fid of the call before; None to begin.
-        limit : int
-            At most so many are read; fewer come back only at the end, or where some are damaged:
-            go on until none comes back.
+        core : TableCore
+            The table.
+        fids : ndarray of uint64, shape (n,)
+        places : ndarray of int64, shape (n,)
+            Which rows of `out` are theirs.
+        out : ndarray of float32, shape (m, dim) or (m, state_floats)
+        is_state : bool
 
         Returns
         -------
-        fids : ndarray of uint64, shape (m,)
-        records : ndarray of uint8, shape (m, size)
+        ndarray of int64
+            Those places that were not filled: the id is not cold any more, or damaged.
         """
-        fid = -1 if after_fid is None else after_fid
-        size = self._sizes.get(table, 0)
-        none = np.empty(0, np.uint64), np.empty((0, size), np.uint8)
-        last = _keys(table, np.full(1, FID_MAX, np.uint64)).tobytes()
-        with self._environment() as env, env.begin(buffers=True) as txn:
-            cursor = txn.cursor()
-            while fid < FID_MAX and size:
-                first = _keys(table, np.full(1, fid + 1, np.uint64)).tobytes()
-                pairs = _take(cursor, first, last, limit) if cursor.set_range(first) else []
-                fids, records = self._good(pairs, table, size)
-                if not pairs:
-                    break
-                reached = _keys_of(pairs[-1:])
-                del pairs
-                is_next = fids > fid if fid >= 0 else np.ones(len(fids), np.bool_)
-                if is_next.any():
-                    return fids[is_next], records[is_next]
-                # A damaged key does not tell where it stands: go on behind the one before.
-                fid = max(fid + 1, int(reached["fid"][0]) if len(reached) else 0)
-        return none
+        self._check()
+        is_good = self._are_good(core.fill_cold(fids, places, out, is_state))
+        return places[~is_good]
+
+    def _check(self) -> None:
+        files.refuse_fork(self._pid, f"the overflow tier {self.folder}")
+        if self._is_closed:
+            raise ClosedError(f"the overflow tier {self.folder} is closed")
+
+    def _are_good(self, outcomes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        is_good: NDArray[np.bool_] = outcomes == GOOD
+        damaged = int(np.count_nonzero(outcomes == DAMAGED))
+        unreadable = int(np.count_nonzero(outcomes == UNREADABLE))
+        if damaged + unreadable and not self._is_closed:
+            with self._lock:
+                self.corrupt += damaged
+                self.unreadable += unreadable
+        return is_good
+
+    def forget_table(self, table: int) -> None:
+        """Remove all files of a table that is not used any more."""
+        with self._changing():
+            found = self._tables.pop(table, None)
+            if found is not None:
+                for file in found.files:
+                    self._close_file(found.core, file)
+                    files.remove_quietly(file.path)
 
     # --- size ------------------------------------------------------------------------------
 
     @property
     def rows(self) -> int:
-        """Records in the tier, all tables together."""
-        with self._environment() as env:
-            return int(env.stat()["entries"])
+        """Rows that lie here, all tables together."""
+        with self._lock:
+            return sum(each.core.cold_rows for each in self._tables.values())
 
     @property
     def bytes(self) -> int:
         """Bytes of disk that the tier takes."""
-        with self._environment() as env:
-            return int((env.info()["last_pgno"] + 1) * env.stat()["psize"])
+        with self._lock:
+            return sum(t.bytes_of(file) for t in self._tables.values() for file in t.files)
+
+    @property
+    def dead_bytes(self) -> int:
+        """Bytes of these whose rows came back to memory, or are gone."""
+        with self._lock:
+            return sum(t.dead_bytes_of(file) for t in self._tables.values() for file in t.files)
 
     def shrink(self) -> int:
-        """Give disk back if less than half of it is in use; return the bytes given back."""
-        with self._environment() as env:
-            stat, before = env.stat(), self.bytes
-            pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-            if before <= MAP_BYTES_MIN or 2 * pages * stat["psize"] > before:
-                return 0
-            temporary = f"{self.folder}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
-            try:
-                with files.disk_errors(self.folder):
-                    os.mkdir(temporary, 0o700)
-                    env.copy(temporary, compact=True)
-                    os.chmod(os.path.join(temporary, DATA_NAME), 0o600)  # LMDB copies as 0666.
-                    files.fsync_folder(temporary)
-                self._drop()
-                # In one step: rows that were touched since the last seal are nowhere else.
-                names = (os.path.join(folder, DATA_NAME) for folder in (temporary, self.folder))
-                files.publish(*names, replace=True)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return before - self.bytes
+        """Empty what is mostly dead, all of it; return the bytes of disk given back."""
+        with self._changing():
+            before = self.bytes
+            self._empty(None, DEAD_SHARE_MAX)
+            return before - self.bytes
 
     def close(self) -> None:
         """Close the tier and remove it; again, or in a forked child: nothing."""
@@ -290,143 +269,172 @@ class OverflowTier:
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
-                self._drop()
+                for table in list(self._tables):
+                    found = self._tables.pop(table)
+                    for file in found.files:
+                        self._close_file(found.core, file)
                 shutil.rmtree(self.folder, ignore_errors=True)
 
-    # --- helpers ---------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _environment(self) -> Iterator["lmdb.Environment"]:
-        files.refuse_fork(self._pid, f"the overflow tier {self.folder}")
+    def _changing(self) -> Iterator[None]:
         with self._lock:
-            if self._is_closed:
-                raise ClosedError(f"the overflow tier {self.folder} is closed")
-            with files.disk_errors(self.folder), self._page_errors_told():
-                if self._env is None:
-                    self._env = self._open(self.folder)
-                yield self._env
+            self._check()
+            with files.disk_errors(self.folder):
+                yield
 
-    @contextlib.contextmanager
-    def _page_errors_told(self) -> Iterator[None]:
+    def _files_of(self, table: int, core: TableCore) -> TableFiles:
+        found = self._tables.get(table)
+        if found is None:
+            found = self._tables[table] = TableFiles(core, self._place_bits(core))
+            core.begin_overflow(found.place_bits)
+        return found
+
+    def _append(self, found: TableFiles, records: Records) -> Places:
+        """Write records behind those that are there; return their places."""
+        places = np.empty(len(records), np.uint32)
+        places_max, start = 1 << found.place_bits, 0
+        while start < len(records):
+            if not found.files or found.files[-1].places == places_max:
+                self._new_file(found)
+            file = found.files[-1]
+            stop = min(len(records), start + places_max - file.places)
+            first = (file.number << found.place_bits) | file.places
+            self._write(found, file, records[start:stop])
+            places[start:stop] = np.arange(first, first + stop - start, dtype=np.uint32)
+            start = stop
+        return places
+
+    def _await(self, found: TableFiles, places: Places, change: int) -> None:
+        """Keep files in which rows are about to lie, or no longer."""
+        numbers = set((places >> found.place_bits).tolist())
+        for file in found.files:
+            file.awaited += change * (file.number in numbers)
+
+    def _write(self, found: TableFiles, file: RowFile, records: Records) -> None:
+        data = found.core.checksummed(records.reshape(-1), file.seed)
+        # What an earlier write left of itself, when it failed, is written over.
+        os.lseek(file.fd, found.bytes_of(file), os.SEEK_SET)
+        self.written_bytes += files.write_all(file.fd, [data])
+        file.places += len(records)
+
+    def _new_file(self, found: TableFiles) -> None:
+        taken = {file.number for file in found.files}
+        number = next((n for n in range(FILES_MAX) if n not in taken), None)
+        if number is None:
+            raise StoreFullError(f"{self.folder} has {FILES_MAX} files of a table; no more fit")
+        self._made += 1
+        path = os.path.join(self.folder, f"{self._made:010d}.rows")
+        fd = files.create_file(path)
         try:
-            yield
-        except _page_errors() as error:
-            raise CorruptionError(
-                f"{self.folder}: LMDB cannot read its own pages: {error}; close the store and "
-                "open it again, it makes the tier anew from snapshot and log",
-                self.folder,
-            ) from error
-
-    def _drop_if_unusable(self, env: "lmdb.Environment") -> None:
-        """Let the next call open it anew, with what was committed, where LMDB has given it up."""
-        import lmdb
-
-        try:
-            env.begin().abort()
-        except lmdb.Error:
-            self._drop()
-
-    def _drop(self) -> None:
-        env, self._env = self._env, None
-        if env is not None:
-            env.close()
-
-    @contextlib.contextmanager
-    def _writing(self, env: "lmdb.Environment", need_bytes: int) -> Iterator[Any]:
-        """One write transaction; what it fails at for want of room is a StoreFullError."""
-        try:
-            with (
-                files.disk_errors(self.folder),
-                self._page_errors_told(),
-                env.begin(write=True) as txn,
-            ):
-                yield txn
-        except (StoreFullError, CorruptionError, OSError) as error:
-            if _is_map_full(error):
-                raise
-            self._drop_if_unusable(env)
-            if isinstance(error, OSError):
-                # LMDB calls a write that the full disk cut short an input/output error.
-                files.probe_room(self.folder, need_bytes)
+            header = pack_header(FileType.ROWS, FileIdentity(NO_UUID, 0, self._made))
+            seed = unpack_header(header, path).seed
+            self.written_bytes += files.write_all(fd, [header])
+            found.core.add_row_file(number, fd, seed)
+        except BaseException:
+            os.close(fd)
+            files.remove_quietly(path)
             raise
+        found.files.append(RowFile(path, fd, number, seed))
 
-    def _grow(self, env: "lmdb.Environment", more: int) -> None:
-        self._map_bytes = max(self._map_bytes, int(env.info()["map_size"])) + more
-        env.set_mapsize(self._map_bytes)
+    def _place_bits(self, core: TableCore) -> int:
+        size = FILE_BYTES_MAX if self._limit is None else self._limit // FILES_MIN
+        places = min(size, FILE_BYTES_MAX) // (core.record_bytes + SUM_BYTES)
+        return min(max(places.bit_length() - 1, PLACE_BITS_MIN), PLACE_BITS_MAX)
 
-    def _removing(self, env: "lmdb.Environment", remove: Any) -> int:
-        while True:
-            try:
-                with self._writing(env, FORGET_ROOM_BYTES) as txn:
-                    return int(remove(txn))
-            except StoreFullError as error:
-                if not _is_map_full(error):
-                    raise
-                self._grow(env, FORGET_ROOM_BYTES)
+    def _make_room(self, found: TableFiles, records: Records) -> None:
+        """Raise StoreFullError unless the records fit under the limit."""
+        if self._limit is None:
+            return
+        more = len(records) * found.place_bytes
+        # Room for the live rows of one file stays free, or none could be emptied any more.
+        reserve = max(t.place_bytes << t.place_bits for t in self._tables.values())
+        more += HEADER_BYTES * (1 + more // (found.place_bytes << found.place_bits)) + reserve
+        if self.bytes + more > self._limit:
+            self._empty(None, 0.0, until=self._limit - more)
+        if self.bytes + more > self._limit:
+            raise StoreFullError(
+                f"the overflow tier {self.folder} is full: {self.bytes} of {self._limit} bytes; "
+                "raise overflow_limit or memory_limit, or remove or expire rows"
+            )
 
-    def _good(self, pairs: list[tuple[Any, Any]], table: int, size: int) -> tuple[Fids, Records]:
-        """Copy the pairs of this table that verify out of the map; count the others."""
-        width = CRC_BYTES + size
-        kept = [pair for pair in pairs if len(pair[1]) == width and len(pair[0]) == KEY.itemsize]
-        keys = _keys_of(kept)
-        values = np.frombuffer(b"".join(value for _, value in kept), np.uint8)
-        values = values.reshape(len(kept), width)
-        stored = np.ascontiguousarray(values[:, :CRC_BYTES]).view("<u4").reshape(-1)
-        good = (stored == _checksums(keys, values)) & (keys["table"] == table)
-        self.corrupt += len(pairs) - int(good.sum())
-        return keys["fid"][good].astype(np.uint64), values[good, CRC_BYTES:]
+    # --- emptying --------------------------------------------------------------------------
+
+    def _empty(self, scan_bytes: int | None, dead_share: float, until: int = 0) -> None:
+        """Move live rows out of files with many dead places while these are too many.
+
+        Parameters
+        ----------
+        scan_bytes : int or None
+            About so many bytes of files are gone through; None: as many as it takes.
+        dead_share : float
+            Of all bytes; where no more than this are dead it ends.
+        until : int
+            Or where no more than so many bytes are taken.
+        """
+        left = scan_bytes
+        while left is None or left > 0:
+            self._drop_dead()
+            taken = self.bytes
+            if taken <= until or self.dead_bytes <= dead_share * taken:
+                break
+            found, file = self._emptiest()
+            if found is None or file is None:
+                break
+            scanned = self._empty_part(found, file)
+            left = None if left is None else left - scanned
+        self._drop_dead()
+
+    def _emptiest(self) -> tuple[TableFiles | None, RowFile | None]:
+        """Return the file to empty: the one begun, or the one with most dead bytes."""
+        best: tuple[TableFiles | None, RowFile | None] = (None, None)
+        most = 0
+        for found in self._tables.values():
+            for file in found.files[:-1]:
+                if file.is_stuck or file.awaited:
+                    continue
+                if file.emptied:
+                    return found, file
+                dead = found.dead_bytes_of(file)
+                if dead > most:
+                    most, best = dead, (found, file)
+        return best
+
+    def _empty_part(self, found: TableFiles, file: RowFile) -> int:
+        """Move the live rows of the next part of a file; return the bytes gone through."""
+        core, size = found.core, found.place_bytes
+        count = min(file.places - file.emptied, max(1, BLOCK_BYTES // size))
+        block = np.empty((count, size), np.uint8)
+        got = os.preadv(file.fd, [block.data], HEADER_BYTES + file.emptied * size)
+        fids = fids_of(block[: got // size])
+        first = COLD | (file.number << found.place_bits) | file.emptied
+        rows = np.arange(first, first + len(fids), dtype=np.uint32)
+        is_live = core.cold_rows_at(fids) == rows
+        fids, rows = fids[is_live], rows[is_live]
+        records, outcomes = core.read_cold(fids)
+        is_good = outcomes == GOOD
+        core.relocate(fids[is_good], rows[is_good], self._append(found, records[is_good]))
+        file.emptied += count
+        # A file is emptied once: what is left in it then cannot be read.
+        file.is_stuck = file.emptied == file.places or bool((outcomes >= DAMAGED).any())
+        return block.nbytes
+
+    def _drop_dead(self) -> None:
+        """Remove files in which no row lies any more; one that is being read, later."""
+        for found in self._tables.values():
+            for file in list(found.files):
+                is_dead = file.places and not file.awaited and not found.core.live_rows(file.number)
+                if is_dead and found.core.remove_row_file(file.number):
+                    found.files.remove(file)
+                    os.close(file.fd)
+                    files.remove_quietly(file.path)
+
+    def _close_file(self, core: TableCore, file: RowFile) -> None:
+        core.close_row_file(file.number)
+        os.close(file.fd)
 
 
-def _take(cursor: Any, first: bytes, last: bytes, limit: int) -> list[tuple[Any, Any]]:
-    pairs: list[tuple[Any, Any]] = []
-    for key, value in cursor.iternext(keys=True, values=True):
-        if bytes(key) > last or len(pairs) == limit:
-            break
-        pairs.append((key, value))
-    return pairs
-
-
-def _is_map_full(error: BaseException) -> bool:
-    return type(error.__cause__).__name__ == "MapFullError"
-
-
-def _page_errors() -> tuple[type[Exception], ...]:
-    """What LMDB raises where its own pages make no sense."""
-    import lmdb
-
-    return (
-        lmdb.BadTxnError,
-        lmdb.CorruptedError,
-        lmdb.CursorFullError,
-        lmdb.PageFullError,
-        lmdb.PageNotFoundError,
-    )
-
-
-def _keys_of(pairs: list[tuple[Any, Any]]) -> NDArray[Any]:
-    return np.frombuffer(b"".join(key for key, _ in pairs if len(key) == KEY.itemsize), KEY)
-
-
-def _keys(table: int, fids: Fids) -> NDArray[Any]:
-    keys = np.empty(len(fids), KEY)
-    keys["table"], keys["fid"] = table, fids
-    return keys
-
-
-def _slices(keys: NDArray[Any]) -> Iterator[bytes]:
-    data = keys.tobytes()
-    return (data[at : at + KEY.itemsize] for at in range(0, len(data), KEY.itemsize))
-
-
-def _rows(values: Records) -> Iterator[memoryview]:
-    view = values.reshape(-1).data
-    width = values.shape[1]
-    return (view[at : at + width] for at in range(0, len(view), width))
-
-
-def _checksums(keys: NDArray[Any], values: Records) -> NDArray[np.uint32]:
-    """Return the CRC of each key and record, as they are stored in front of the record."""
-    sums = np.empty(len(keys), "<u4")
-    for index, (key, value) in enumerate(zip(_slices(keys), _rows(values), strict=True)):
-        sums[index] = crc32c(value[CRC_BYTES:], crc32c(key))
-    return sums
+def fids_of(records: Records) -> Fids:
+    """Return the ids of records, which begin with them."""
+    return np.ascontiguousarray(records[:, :8]).view("<u8").reshape(-1)

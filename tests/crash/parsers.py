@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 
 import monolith_kv as mkv
-from monolith_kv._table import TableCore
+from monolith_kv._table import Barrier, TableCore
 from monolith_kv.lineage import Lineage
 from monolith_kv.policies import FrequencyGate
 from monolith_kv.replication import target as replication_target
@@ -29,13 +29,13 @@ from monolith_kv.storage import (
     format,
     framing,
     manifest,
-    overflow,
     recovery,
     replay,
     sightings,
     snapshot,
 )
 from monolith_kv.storage.framing import Damage
+from monolith_kv.storage.overflow import DAMAGED, GOOD, fids_of
 from monolith_kv.storage.tables import read_schemas
 
 ROOT = "/fuzzed"
@@ -95,17 +95,12 @@ def checks_off() -> Iterator[None]:
         for module in (framing, format):
             stack.enter_context(mock.patch.object(module, "crc32c", _agree))
         stack.enter_context(mock.patch.object(files, "open_readable", MEMORY.open))
-        stack.enter_context(mock.patch.object(overflow, "_checksums", _stored))
         stack.enter_context(mock.patch.object(recovery, "store_digest", _agree))
         yield
 
 
 def _agree(data: object, value: int = 0) -> AnyChecksum:
     return AGREES
-
-
-def _stored(keys: Any, values: Any) -> Any:
-    return np.ascontiguousarray(values[:, : overflow.CRC_BYTES]).view("<u4").reshape(-1)
 
 
 # --- tables that what was read goes into -------------------------------------------------------
@@ -203,20 +198,38 @@ def parse_dense(data: bytes) -> None:
         array.tobytes()
 
 
+def _small_table() -> TableCore:
+    core = TableCore(Barrier(), [(4, 0, (1.0,), 0, 0.0, 0.0, 0)], 1)
+    core.upsert(COLD_IDS, np.ones((len(COLD_IDS), 4), np.float32), 1_000.0)
+    return core
+
+
+def row_file() -> bytes:
+    """The file in which all rows of the table are good."""
+    core = _small_table()
+    records = np.concatenate([core.pack(COLD_IDS[i : i + 1])[0] for i in range(len(COLD_IDS))])
+    return bytes(format.HEADER_BYTES) + core.checksummed(records, 0).tobytes()
+
+
+def _cold_table() -> TableCore:
+    """A table whose rows lie in the one file there is."""
+    core = _small_table()
+    core.begin_overflow(4)
+    core.add_row_file(0, MEMORY.fd, 0)
+    core.evict(COLD_IDS, np.arange(len(COLD_IDS), dtype=np.uint32))
+    return core
+
+
+COLD_IDS = np.arange(3, 11, dtype=np.uint64)
+COLD = _cold_table()
+
+
 def parse_overflow(data: bytes) -> None:
-    """Pairs, each behind the lengths of key and value, as LMDB would hand them out."""
-    pairs, at = [], 0
-    while at + 2 <= len(data):
-        key_end = at + 2 + data[at]
-        end = key_end + data[at + 1]
-        pairs.append((data[at + 2 : key_end], data[key_end:end]))
-        at = end
-    entry = TABLES.entry()
-    tier = object.__new__(overflow.OverflowTier)
-    tier.corrupt = 0
-    fids, records = tier._good(pairs, entry.id, entry.core.record_bytes)
-    assert len(fids) == len(records)
-    entry.core.promote(records.reshape(-1))
+    """A row file, whatever it holds: a record of it is good, or damaged."""
+    MEMORY.put(data)
+    records, outcomes = COLD.read_cold(COLD_IDS)
+    assert ((outcomes == GOOD) | (outcomes == DAMAGED)).all()
+    assert (fids_of(records)[outcomes == GOOD] == COLD_IDS[outcomes == GOOD]).all()
 
 
 # --- payloads ----------------------------------------------------------------------------------

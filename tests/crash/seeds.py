@@ -7,12 +7,11 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zstandard
 from crash.fuzz import CORPUS
-from crash.parsers import SCHEMAS
+from crash.parsers import SCHEMAS, row_file
 from model import ManualClock
 
 import monolith_kv as mkv
@@ -67,10 +66,10 @@ def seeds(root: Path) -> Iterator[tuple[str, str, bytes]]:
             yield "sighted", f"piece-{number}", piece
         records, _ = state.tables["item"].core.pack(IDS)
         yield "rows", "rows", records.tobytes()
-        yield "overflow", "pairs", b"".join(_pairs(records.reshape(len(IDS) - 2, -1)))
         lineage = state.manifest.lineage.begin(after=2).begin(after=7)
         yield "lineage", "three", json.dumps({"lineage": lineage.to_json()}).encode()
     yield "manifest", "closed", (root / "store" / "MANIFEST").read_bytes()
+    yield "overflow", "rows", row_file()
     yield "target", "published", (root / "target" / "PUBLISHED").read_bytes()
     for schema in SCHEMAS.values():
         yield "schema", schema.name, json.dumps(schema.to_json()).encode()
@@ -86,13 +85,6 @@ _FILES = {
     "*.sightings": "sightings",
     "*.safetensors": "dense",
 }
-
-
-def _pairs(records: Any) -> Iterator[bytes]:
-    for row in records:
-        key = (1).to_bytes(4, "big") + row[:8].tobytes()[::-1]
-        value = bytes(4) + row.tobytes()
-        yield bytes([len(key), len(value)]) + key + value
 
 
 if __name__ == "__main__":

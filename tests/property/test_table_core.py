@@ -41,6 +41,9 @@ class CoreMachine(RuleBasedStateMachine):
         self.barrier = Barrier()
         self.core = TableCore(self.barrier, zeros_and_sgd(), seed)
         self.core.set_ttl(100, {1: 10})
+        self.core.begin_overflow(16)
+        self.core.add_row_file(0, -1, 0)  # Nothing is read there: `tier` has the records.
+        self.places = 0
         self.rows: dict[int, tuple[int, bytes]] = {}
         self.touched: set[int] = set()
         self.tier: dict[int, np.ndarray] = {}
@@ -154,7 +157,9 @@ class CoreMachine(RuleBasedStateMachine):
         assert len(cold) == 0
         for record in np.asarray(records).reshape(-1, self.core.record_bytes):
             self.tier[int(record[:8].view(np.uint64)[0])] = record.copy()
-        self.core.evict(fids)
+        places = np.arange(self.places, self.places + len(fids), dtype=np.uint32)
+        self.core.evict(fids, places)
+        self.places += len(fids)
         assert len(self.core.cold(fids)) == len(fids)
 
     @rule()

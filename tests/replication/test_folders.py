@@ -48,6 +48,33 @@ def test_a_switch_works_where_there_was_no_replica(folder: Path, exchange: str) 
     work.release()
 
 
+def test_a_switch_that_fails_leaves_the_replica_where_it_was(
+    folder: Path, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder / "replica", "old")
+    work = WorkFolder(str(folder / "replica"))
+    flush, at, calls = files.fsync_folder, 0, 1
+
+    def fail_at(path: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise OSError(5, "broken")
+        flush(path)
+
+    monkeypatch.setattr(files, "fsync_folder", fail_at)
+    while calls >= at:  # Whoever has a store open there writes to that name.
+        put(Path(work.stage()), "new")
+        at, calls = at + 1, 0
+        try:
+            work.switch()
+        except OSError:
+            assert content_of(folder / "replica") == {"old"}
+    assert at > 4
+    assert content_of(folder / "replica") == {"new"}
+    work.release()
+
+
 def test_a_crash_at_any_step_of_a_switch_leaves_a_whole_replica(
     folder: Path, exchange: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,8 @@ class Everything:
         self.core.set_gate(GATE)
         self.core.set_ttl(50, {})
         self.core.upsert(MOVED, floats(len(MOVED)), 1e9)
+        self.core.begin_overflow(10)
+        self.core.add_row_file(0, -1, 0)
         self.now = itertools.count()
         self.is_over = threading.Event()
         self.failures: list[BaseException] = []
@@ -117,7 +119,7 @@ class Everything:
         """Out of memory and back; in a store the mutex keeps all changes of these rows away."""
         records, cold = self.core.pack(MOVED)
         assert (len(records), len(cold)) == (RECORD * len(MOVED), 0)
-        self.core.evict(MOVED)
+        self.core.evict(MOVED, np.arange(len(MOVED), dtype=np.uint32))
         cold = self.core.cold(MOVED)
         assert set(cold) <= set(MOVED)
         rows = records.reshape(-1, RECORD)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import u64
+from checks import spoil_rows, u64
 from faulty import broken_disk
 from model import ManualClock
 
@@ -239,10 +239,13 @@ def test_salvage_works_within_its_memory_and_leaves_nothing_else_behind(
 ) -> None:
     monkeypatch.setattr(salvaging, "MEMORY_BYTES", 64 * 1024)
     evicted: list[int] = []
-    put = OverflowTier.put
-    monkeypatch.setattr(
-        OverflowTier, "put", lambda tier, *rows: (evicted.append(len(rows[1])), put(tier, *rows))
-    )
+    write = OverflowTier.write
+
+    def watched(tier: OverflowTier, table: int, core: Any, records: Any) -> Any:
+        evicted.append(len(records))
+        return write(tier, table, core, records)
+
+    monkeypatch.setattr(OverflowTier, "write", watched)
     many = u64(range(3_000))
     rows = np.arange(3_000 * 64, dtype=np.float32).reshape(3_000, 64)
     with mkv.open(folder / "s", **options) as store:
@@ -292,16 +295,12 @@ def test_a_store_that_lost_its_manifest_is_not_taken_for_a_new_one(
 
 
 def rot_overflow(store: mkv.Store, count: int) -> list[int]:
-    """Flip a bit in the first values of the tier; return their fids."""
-    tier = store._state.overflow
+    """Flip a bit in some records of the tier; return their fids."""
+    tier, entry = store._state.overflow, store._state.tables["t"]
     assert tier is not None
-    env = tier._env
-    assert env is not None
-    with env.begin(write=True) as txn:
-        pairs = [(bytes(k), bytes(v)) for k, v in txn.cursor()][:count]
-        for key, value in pairs:
-            txn.put(key, value[:-1] + bytes([value[-1] ^ 1]))
-    return [int.from_bytes(key[4:], "big") for key, _ in pairs]
+    cold = entry.core.cold(u64(range(1_000)))[:count]
+    spoil_rows(tier, entry.core, cold)
+    return cold.tolist()
 
 
 def overflowing(path: Path, **options: Any) -> tuple[mkv.Store, mkv.Table]:
@@ -321,7 +320,7 @@ def test_rot_in_the_overflow_tier_is_counted_and_filled_again(
         expected = table.lookup(u64(range(1_000)))
         rotten = rot_overflow(store, 7)
         assert len(rotten) == 7
-        assert "7 damaged" in store.verify()[0]
+        assert "7 damaged records" in store.verify()[0]
         before = store.stats()["overflow"]["corrupt"]
         np.testing.assert_array_equal(table.lookup(u64(range(1_000))), expected)
         assert store.stats()["overflow"]["corrupt"] >= before + 7

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import u64
+from checks import spoil_rows, u64
 from model import ManualClock
 
 import monolith_kv as mkv
@@ -47,7 +47,7 @@ def test_a_damaged_record_that_no_delta_has_is_refused_and_opening_again_recover
     tier, entry = store._state.overflow, store._state.tables["t"]
     assert tier is not None
     lost = entry.core.cold(many)[:3]
-    tier.forget(entry.id, lost)  # As good as damaged: it is looked for, and not there.
+    spoil_rows(tier, entry.core, lost)
     for call in (lambda: table.pull(lost), lambda: table.lookup(lost), store.seal, store.snapshot):
         with pytest.raises(mkv.CorruptionError, match="no good file has their last state"):
             call()
@@ -73,7 +73,7 @@ def test_a_damaged_record_is_never_filled_from_before_a_damaged_delta(
     tier, entry = store._state.overflow, store._state.tables["t"]
     assert tier is not None
     lost = entry.core.cold(many)[:3]
-    tier.forget(entry.id, lost)
+    spoil_rows(tier, entry.core, lost)
     good = Path(delta.path).read_bytes()
     flip(delta.path)
     with pytest.raises(mkv.CorruptionError, match="no good file has their last state"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import u64
+from checks import spoil_rows, u64
 from faulty import broken_disk
 from model import ManualClock
 
@@ -157,6 +157,10 @@ def test_after_a_failed_flush_the_store_goes_on_in_a_new_epoch(
         assert again.digest() == digest
 
 
+def no_room(*_: Any) -> Any:
+    raise mkv.StoreFullError("no room")
+
+
 def test_damaged_records_of_the_overflow_tier_are_filled_again_from_the_log(
     folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,11 +175,11 @@ def test_damaged_records_of_the_overflow_tier_are_filled_again_from_the_log(
         assert overflow is not None
         assert overflow.rows > 2_000
         lost = many[1_000:1_100]
-        overflow.forget(store._state.tables["t"].id, lost)
+        spoil_rows(overflow, store._state.tables["t"].core, lost)
         assert store.verify() != []
         with monkeypatch.context() as patch:
-            # LMDB's own pages may be damaged: what is put there does not come back.
-            patch.setattr(overflow, "put", lambda *_: None)
+            # A full disk keeps nobody from reading.
+            patch.setattr(overflow, "write", no_room)
             np.testing.assert_array_equal(table.lookup(many), expected)
         np.testing.assert_array_equal(table.lookup(many), expected)
         np.testing.assert_array_equal(table.pull(lost), expected[1_000:1_100])
