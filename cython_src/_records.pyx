@@ -39,6 +39,7 @@ from monolith_kv._rowfile cimport (
     rowfiles_create,
     rowfiles_read,
     rowfiles_remove,
+    rowfiles_wrote,
 )
 from monolith_kv._shard cimport MKV_LOAD64, shards_promise
 from monolith_kv._tier cimport (
@@ -182,6 +183,9 @@ cdef class Records(Core):
 
     def add_row_file(self, uint32_t number, int fd, uint32_t seed):
         raise_status(rowfiles_add(self.policy.row_files, number, fd, seed))
+
+    def wrote_places(self, uint32_t number, uint32_t places):
+        rowfiles_wrote(self.policy.row_files, number, places)
 
     def remove_row_file(self, uint32_t number):
         # Who reads may wait for a disk: nobody waits for them here.

@@ -32,6 +32,7 @@ cdef enum:
 cdef struct RowFile:
     int fd                        # -1: closed, its rows cannot be read any more
     uint32_t seed                 # where its checksums begin
+    uint32_t places               # written; the memory of later headers was never touched
     uint64_t live                 # rows that lie here; atomic
     uint64_t* headers             # by place
 
@@ -40,7 +41,7 @@ cdef struct RowFiles:
     size_t record_bytes
     uint32_t place_bits
     uint32_t count                # files have lower numbers
-    size_t size_bytes
+    size_t size_bytes             # of memory
     RowFile** files               # by number; NULL: there is none
 
 cdef struct RowTarget:
@@ -56,6 +57,8 @@ cdef status_t rowfiles_create(
 cdef void rowfiles_destroy(RowFiles* files) noexcept nogil
 cdef status_t rowfiles_add(
     RowFiles* files, uint32_t number, int fd, uint32_t seed) noexcept nogil
+# So many places are written now.
+cdef void rowfiles_wrote(RowFiles* files, uint32_t number, uint32_t places) noexcept nogil
 # Records as they lie in a file, each with its checksum behind it.
 cdef void rowfile_checksum(
     const uint8_t* records, size_t record_bytes, size_t count, uint32_t seed, uint8_t* out

@@ -58,7 +58,7 @@ cdef status_t rowfiles_add(
     file.fd = fd
     file.seed = seed
     files.files[number] = file
-    files.size_bytes += (sizeof(uint64_t) << files.place_bits) + sizeof(RowFile)
+    files.size_bytes += sizeof(RowFile)
     if number >= files.count:
         files.count = number + 1
     return STATUS_OK
@@ -68,9 +68,14 @@ cdef void rowfiles_remove(RowFiles* files, uint32_t number) noexcept nogil:
     cdef RowFile* file = files.files[number]
     if file != NULL:
         files.files[number] = NULL
+        files.size_bytes -= file.places * sizeof(uint64_t) + sizeof(RowFile)
         free(file.headers)
         free(file)
-        files.size_bytes -= (sizeof(uint64_t) << files.place_bits) + sizeof(RowFile)
+
+
+cdef void rowfiles_wrote(RowFiles* files, uint32_t number, uint32_t places) noexcept nogil:
+    files.size_bytes += (places - files.files[number].places) * sizeof(uint64_t)
+    files.files[number].places = places
 
 
 cdef int by_place(const void* first, const void* second) noexcept nogil:

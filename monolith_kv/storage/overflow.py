@@ -318,6 +318,7 @@ class OverflowTier:
         os.lseek(file.fd, found.bytes_of(file), os.SEEK_SET)
         self.written_bytes += files.write_all(file.fd, [data])
         file.places += len(records)
+        found.core.wrote_places(file.number, file.places)
 
     def _new_file(self, found: TableFiles) -> None:
         taken = {file.number for file in found.files}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import monolith_kv as mkv
+from monolith_kv.storage.overflow import fids_of
 
 DIM = 64
 IDS = np.arange(60_000, dtype=np.uint64)
@@ -57,17 +58,18 @@ def test_a_step_is_bounded_and_steps_make_room_for_the_calls_that_follow(store):
 
 def test_rows_that_change_while_their_records_are_written_stay_in_memory(store, monkeypatch):
     table, overflow = store.table("item"), store._state.overflow
-    put, changed, removed = overflow.put, [], []
+    write, changed, removed = overflow.write, [], []
 
-    def slow_put(table_id, fids, records):
+    def slow_write(table_id, core, records):
+        fids = fids_of(records)
         if not changed:  # A call comes in between: here, since the mutex is free.
             changed.extend(fids[:10].tolist())
             removed.extend(fids[10:15].tolist())
             table.push(fids[:10], np.full((10, DIM), -1.0, np.float32))
             table.remove(fids[10:15])
-        put(table_id, fids, records)
+        return write(table_id, core, records)
 
-    monkeypatch.setattr(overflow, "put", slow_put)
+    monkeypatch.setattr(overflow, "write", slow_write)
     before, rows = evicted(store), overflow.rows
     budget(store).step()
     assert len(changed) == 10
@@ -81,16 +83,16 @@ def test_rows_that_change_while_their_records_are_written_stay_in_memory(store, 
 
 def test_a_call_that_needs_room_during_a_step_leaves_its_rows_alone(store, monkeypatch):
     table, overflow = store.table("item"), store._state.overflow
-    put, seen = overflow.put, []
+    write, seen = overflow.write, []
 
-    def slow_put(table_id, fids, records):
-        seen.append(set(fids.tolist()))
+    def slow_write(table_id, core, records):
+        seen.append(set(fids_of(records).tolist()))
         if len(seen) == 1:
             new = np.arange(10**6, 10**6 + 20_000, dtype=np.uint64)
             table.upsert(new, np.ones((len(new), DIM), np.float32))
-        put(table_id, fids, records)
+        return write(table_id, core, records)
 
-    monkeypatch.setattr(overflow, "put", slow_put)
+    monkeypatch.setattr(overflow, "write", slow_write)
     budget(store).step()
     assert len(seen) > 1
     assert all(not seen[0] & others for others in seen[1:])
@@ -104,7 +106,7 @@ def test_a_tier_that_cannot_be_written_ends_a_step_and_keeps_its_rows(store, mon
         raise mkv.StoreFullError("the disk is full")
 
     before = evicted(store)
-    monkeypatch.setattr(overflow, "put", full)
+    monkeypatch.setattr(overflow, "write", full)
     assert not budget(store).step()
     assert evicted(store) == before
     monkeypatch.undo()

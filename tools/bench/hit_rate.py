@@ -22,7 +22,7 @@ import monolith_kv as mkv
 
 DIM = 24
 RECORD_BYTES = 16 + 4 * DIM
-INDEX_BYTES = 28
+INDEX_BYTES = 40  # A row in the index, at worst, and its header and dead ones in overflow.
 STEP_IDS = 2048
 SETTLED = 0.5  # Of a traffic: what comes before only fills memory.
 SEAL_STEPS = 32
@@ -104,7 +104,7 @@ def trained(steps: list[Ids], ids_count: int) -> tuple[int, int, int]:
             if number == settled:
                 before = misses(store)
             rows = table.pull(ids)
-            table.push(ids, rows)
+            table.push(ids, np.zeros_like(rows))  # Rows that grew would end as infinity.
             if number % SEAL_STEPS == 0:
                 store.seal()
             if number >= settled:

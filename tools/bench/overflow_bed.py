@@ -21,7 +21,7 @@ import monolith_kv as mkv
 
 Ids = NDArray[np.uint64]
 RECORD_BYTES = 16 + 4 * 2 * DIM  # Id and time, embedding, Adagrad's accumulators.
-INDEX_BYTES = 28  # A row's, at worst: what the index takes is a part of memory_limit.
+INDEX_BYTES = 40  # A row in the index, at worst, and its header and dead ones in overflow.
 MEMORY_SHARE = 10
 YARDSTICK_ROWS = 1_000_000  # More would only push the tier out of the page cache.
 
