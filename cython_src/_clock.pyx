@@ -42,7 +42,7 @@ cdef status_t shard_coldest(
 
     Of up to twice as many as are asked for, those go first that no seal still has to write.
     """
-    cdef uint64_t left = <uint64_t>(ROW_HEAT_MAX + 2) * shard.index.rows
+    cdef uint64_t left
     cdef size_t room = count * sizeof(fid_t)
     cdef size_t begun = fids.count
     cdef Buffer dirty
@@ -53,6 +53,7 @@ cdef status_t shard_coldest(
         buffer_free(&dirty)
         return STATUS_OUT_OF_MEMORY
     lock_alone(&shard.lock)
+    left = <uint64_t>(ROW_HEAT_MAX + 2) * shard.index.rows
     while left and fids.count - begun < room and fids.count - begun + dirty.count < 2 * room:
         locked_pass(shard, fids, &dirty if is_dirty_too else NULL, &left)
     lock_leave(&shard.lock)

@@ -206,7 +206,7 @@ class Move:
     """Rows of a table on their way to the overflow tier."""
 
     def __init__(self, overflow: OverflowTier, entry: TableEntry, fids: Fids) -> None:
-        self.entry = entry
+        self.entry, self._core = entry, entry.core
         self._overflow = overflow
         self._records = self._read(fids)
         self.fids = self._records["fid"].astype(np.uint64)
@@ -214,9 +214,7 @@ class Move:
 
     def put(self) -> None:
         """Write their records."""
-        self._places = self._overflow.write(
-            self.entry.id, self.entry.core, self._bytes(self._records)
-        )
+        self._places = self._overflow.write(self.entry.id, self._core, self._bytes(self._records))
 
     @property
     def is_written(self) -> bool:
@@ -227,7 +225,7 @@ class Move:
         """Take those out of memory that are what was written. Under the mutex."""
         if self._places is None:
             return
-        if not self.entry.dropped:
+        if not self.entry.dropped and self.entry.core is self._core:
             self._evict(self._places)
         self._overflow.settle(self.entry.id, self._places)
 

@@ -291,18 +291,21 @@ class OverflowTier:
             core.begin_overflow(found.place_bits)
         return found
 
-    def _append(self, found: TableFiles, records: Records) -> Places:
-        """Write records behind those that are there; return their places."""
+    def _append(self, found: TableFiles, records: Records, spare: int = 1) -> Places:
+        """Write records behind those that are there; return their places.
+
+        So many files stay `spare`: one, or no file could be emptied any more.
+        """
         places = np.empty(len(records), np.uint32)
         places_max, start = 1 << found.place_bits, 0
         while start < len(records):
             if not found.files or found.files[-1].places == places_max:
-                self._new_file(found)
+                self._new_file(found, spare)
             file = found.files[-1]
             stop = min(len(records), start + places_max - file.places)
             first = (file.number << found.place_bits) | file.places
             self._write(found, file, records[start:stop])
-            places[start:stop] = np.arange(first, first + stop - start, dtype=np.uint32)
+            places[start:stop] = np.arange(first, first + stop - start)
             start = stop
         return places
 
@@ -320,11 +323,15 @@ class OverflowTier:
         file.places += len(records)
         found.core.wrote_places(file.number, file.places)
 
-    def _new_file(self, found: TableFiles) -> None:
+    def _new_file(self, found: TableFiles, spare: int) -> None:
         taken = {file.number for file in found.files}
-        number = next((n for n in range(FILES_MAX) if n not in taken), None)
+        most = min(FILES_MAX, COLD >> found.place_bits) - spare  # More places have no number.
+        number = next((n for n in range(most) if n not in taken), None)
         if number is None:
-            raise StoreFullError(f"{self.folder} has {FILES_MAX} files of a table; no more fit")
+            raise StoreFullError(
+                f"{self.folder} has {most} files of one table and can have no more; raise "
+                "memory_limit, or remove or expire rows"
+            )
         self._made += 1
         path = os.path.join(self.folder, f"{self._made:010d}.rows")
         fd = files.create_file(path)
@@ -410,12 +417,12 @@ class OverflowTier:
         got = os.preadv(file.fd, [block.data], HEADER_BYTES + file.emptied * size)
         fids = fids_of(block[: got // size])
         first = COLD | (file.number << found.place_bits) | file.emptied
-        rows = np.arange(first, first + len(fids), dtype=np.uint32)
+        rows = np.arange(first, first + len(fids)).astype(np.uint32)
         is_live = core.cold_rows_at(fids) == rows
         fids, rows = fids[is_live], rows[is_live]
         records, outcomes = core.read_cold(fids)
         is_good = outcomes == GOOD
-        core.relocate(fids[is_good], rows[is_good], self._append(found, records[is_good]))
+        core.relocate(fids[is_good], rows[is_good], self._append(found, records[is_good], 0))
         file.emptied += count
         # A file is emptied once: what is left in it then cannot be read.
         file.is_stuck = file.emptied == file.places or bool((outcomes >= DAMAGED).any())

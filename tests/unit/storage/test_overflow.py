@@ -238,6 +238,22 @@ def test_files_with_many_dead_places_are_emptied(
     bed.tier.close()
 
 
+def test_a_table_with_as_many_files_as_it_can_have_is_full(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overflow, "FILE_BYTES_MAX", 1 << 10)  # 16 places a file.
+    monkeypatch.setattr(overflow, "FILES_MAX", 4)
+    fids = np.arange(100, dtype=np.uint64)
+    bed.put(fids[:48])
+    with pytest.raises(mkv.StoreFullError, match="3 files of one table"):
+        bed.put(fids[48:49])
+    assert bed.holds(fids[:48])
+    bed.forget(fids[:16])
+    bed.tier.shrink()
+    bed.put(fids[60:76])
+    assert bed.holds(np.concatenate([fids[16:48], fids[60:76]]))
+
+
 def test_a_full_disk_is_store_full_and_changes_nothing(bed: Bed) -> None:
     fids = random_fids(20_000)
     bed.put(fids[:100])
