@@ -225,9 +225,11 @@ class Move:
         """Take those out of memory that are what was written. Under the mutex."""
         if self._places is None:
             return
-        if not self.entry.dropped and self.entry.core is self._core:
-            self._evict(self._places)
-        self._overflow.settle(self.entry.id, self._places)
+        try:
+            if not self.entry.dropped and self.entry.core is self._core:
+                self._evict(self._places)
+        finally:
+            self._overflow.settle(self.entry.id, self._places)
 
     def _evict(self, written: Places) -> None:
         now = self._read(self.fids)
