@@ -53,7 +53,7 @@ cdef status_t shard_coldest(
         buffer_free(&dirty)
         return STATUS_OUT_OF_MEMORY
     lock_alone(&shard.lock)
-    left = <uint64_t>(ROW_HEAT_MAX + 2) * shard.index.rows
+    left = <uint64_t>(ROW_HEAT_MAX + 2) * (shard.index.rows - shard.cold_rows)
     while left and fids.count - begun < room and fids.count - begun + dirty.count < 2 * room:
         locked_pass(shard, fids, &dirty if is_dirty_too else NULL, &left)
     lock_leave(&shard.lock)
@@ -68,7 +68,8 @@ cdef status_t shard_coldest(
 
 
 cdef void locked_pass(Shard* shard, Buffer* clean, Buffer* dirty, uint64_t* left) noexcept nogil:
-    """Let the hand pass one bucket; `left` counts rows down. Dirty rows stay warm where NULL."""
+    """Let the hand pass one bucket; `left` counts rows in memory down. Dirty rows stay warm where
+    there is no list of them."""
     cdef Segment* segment = cuckoo_segment(&shard.index, shard.hand)
     cdef uint64_t end = segment_end(segment, shard.hand)
     cdef uint64_t span = <uint64_t>1 << (64 - SHARD_BITS - segment.depth)
@@ -90,9 +91,9 @@ cdef void locked_pass(Shard* shard, Buffer* clean, Buffer* dirty, uint64_t* left
     for cell in range(BUCKET_CELLS):
         if not bucket_has(bucket, cell):
             continue
-        left[0] -= left[0] != 0
         if row_is_cold(bucket.rows[cell]):
             continue
+        left[0] -= left[0] != 0
         header = arena_header(&shard.arena, bucket.rows[cell])
         if header[0] & (ROW_TOUCHED_EVEN | ROW_TOUCHED_ODD) and dirty == NULL:
             continue

@@ -28,7 +28,7 @@ from monolith_kv._expiry cimport (
     shard_shrink_end,
 )
 from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_fid, hash_shard
-from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared, lock_try_alone
+from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
 from monolith_kv._pages cimport PIECE_BYTES, pages_expect
 from monolith_kv._rowfile cimport (
     ROWFILE_SUM_BYTES,
@@ -188,12 +188,12 @@ cdef class Records(Core):
         rowfiles_wrote(self.policy.row_files, number, places)
 
     def remove_row_file(self, uint32_t number):
-        # Who reads may wait for a disk: nobody waits for them here.
-        if not lock_try_alone(&self.policy.row_files.lock):
-            return False
-        rowfiles_remove(self.policy.row_files, number)
-        lock_leave(&self.policy.row_files.lock)
-        return True
+        cdef RowFiles* files = self.policy.row_files
+        # Whoever reads is done after a batch; tried for only, readers that overlap would keep it.
+        with nogil:
+            lock_alone(&files.lock)
+            rowfiles_remove(files, number)
+            lock_leave(&files.lock)
 
     def close_row_file(self, uint32_t number):
         cdef RowFiles* files = self.policy.row_files
@@ -316,7 +316,9 @@ cdef class Records(Core):
     def coldest(self, count, bint dirty):
         cdef Buffer fids
         cdef size_t shard
-        cdef size_t part = (count + SHARDS - 1) // SHARDS
+        cdef uint64_t resident[SHARDS]
+        cdef uint64_t total = 0
+        cdef size_t wanted = count
         cdef status_t status = STATUS_OK
         buffer_init(&fids)
         self.lock_all()
@@ -324,7 +326,15 @@ cdef class Records(Core):
         self.unlock_all()
         with nogil:
             for shard in range(SHARDS):
-                status |= shard_coldest(&self.shards[shard], part, dirty, &fids)
+                resident[shard] = (
+                    MKV_LOAD64(&self.shards[shard].index.rows)
+                    - MKV_LOAD64(&self.shards[shard].cold_rows))
+                total += resident[shard]
+            # Of each its share: rows that are loaded in the order of a snapshot lie in one shard.
+            for shard in range(SHARDS if total else 0):
+                status |= shard_coldest(
+                    &self.shards[shard], (wanted * resident[shard] + total - 1) // total, dirty,
+                    &fids)
         raise_freeing(status, &fids, NULL, NULL)
         return distinct(take_fids(&fids))
 

@@ -116,10 +116,10 @@ class Budget:
                 move.put()
         except (StoreFullError, OSError, MemoryError, ClosedError):
             pass  # As a call fails that evicts: the next one has to, and notes it.
-        with state.mutex:
+        with state.mutex, contextlib.ExitStack() as steps:
             self._moving = []
             for move in moves:
-                move.finish()
+                steps.callback(move.finish)
         return any(move.is_written for move in moves) and short > STEP_BYTES
 
     def _room(self) -> tuple[int, int]:
@@ -320,10 +320,12 @@ def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.ui
             overflow.folder,
         )
     packed = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
-    with contextlib.suppress(StoreFullError, OSError):
+    with contextlib.suppress(StoreFullError, OSError, ClosedError):
         places = overflow.write(entry.id, entry.core, packed)
-        entry.core.relocate(fids, entry.core.cold_rows_at(fids), places)
-        overflow.settle(entry.id, places)
+        try:
+            entry.core.relocate(fids, entry.core.cold_rows_at(fids), places)
+        finally:
+            overflow.settle(entry.id, places)
     every = np.empty((len(cold), records.shape[1]), np.uint8)
     every[positions] = records
     is_missing = np.ones(len(cold), np.bool_)
@@ -340,17 +342,20 @@ def read_records(state: StoreState, entry: TableEntry, fids: Fids) -> NDArray[An
     Meanwhile they may come back to memory, change or go: it is asked again where nothing was
     found. What the tier holds was the row's state when it was found cold, or is a later one.
     """
-    overflow = state.overflow
     found: list[NDArray[Any]] = []
     todo = distinct(fids)
     for attempt in range(ATTEMPTS):
-        if overflow is None or not len(todo):
+        if not len(todo):
             break
+        overflow = state.overflow  # Anew: a reader that reloads has another one.
+        if overflow is None or entry.dropped:
+            state.check()
+            raise ClosedError(f"table {entry.schema.name} was dropped, or its store closed")
         try:
             records, positions = overflow.read(entry.core, todo)
         except ClosedError:
             state.check()
-            raise
+            continue
         if len(positions):
             found.append(entry.rows_of(records))
             todo = np.delete(todo, positions)
@@ -378,8 +383,9 @@ def fill_cold(
 ) -> None:
     """Read embeddings, or states, of the cold ones among ids into those rows of `out`."""
     left, dim = places, entry.core.dim
-    if (overflow := state.overflow) is not None:
-        left = overflow.fill(entry.core, fids[places], places, out, is_state=is_state)
+    with contextlib.suppress(ClosedError):  # Another one may be in its place by now.
+        if (overflow := state.overflow) is not None:
+            left = overflow.fill(entry.core, fids[places], places, out, is_state=is_state)
     if len(left):  # They came back or went meanwhile, or are damaged.
         rows = read_records(state, entry, fids[left])
         there, where = match(rows, fids[left])

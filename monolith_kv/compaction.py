@@ -5,6 +5,7 @@ jumped ahead seems to be the reason (over half of a table, and over 1,000 rows),
 table goes unless forced, which is found out before the first one goes.
 """
 
+import contextlib
 import threading
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from monolith_kv.budget import promote
 from monolith_kv.calls import acknowledge, log_call, taking_back
+from monolith_kv.errors import StoreFullError
 from monolith_kv.published import Compaction
 from monolith_kv.state import StoreState, TableEntry
 
@@ -92,8 +94,9 @@ class Compactor:
             if finished:
                 self._pass = None
                 if expired and state.overflow is not None:
-                    with state.mutex:
-                        freed += state.overflow.shrink()
+                    # What was expired is gone, whether or not the disk gives room back now.
+                    with state.mutex, contextlib.suppress(OSError, StoreFullError):
+                        freed += max(0, state.overflow.shrink())
             return Compaction(expired, freed, finished)
 
     def _goes_on(self, current: Pass, now: float, force: bool) -> bool:

@@ -10,6 +10,7 @@ many of these are emptied, a part at a time.
 
 import contextlib
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Iterator
@@ -121,6 +122,7 @@ class OverflowTier:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._tables: dict[int, TableFiles] = {}  # By table id. Guarded by _lock.
+        self._gone: set[int] = set()  # Tables that were dropped: no other gets their ids.
         self._made = 0
         self._is_closed = False
         with files.disk_errors(folder):
@@ -153,9 +155,13 @@ class OverflowTier:
             places = self._append(found, records)
             self._await(found, places, 1)
             self.evicted_bytes += records.nbytes
-            # A tier that cannot be emptied now is one that takes more disk: not this call's error.
-            with contextlib.suppress(OSError, StoreFullError):
+            try:
                 self._empty(EMPTY_PER_BYTE * (self.written_bytes - before), DEAD_SHARE_MAX)
+            except (OSError, StoreFullError, MemoryError):
+                pass  # A tier that cannot be emptied now takes more disk: not this call's error.
+            except BaseException:
+                self._await(found, places, -1)
+                raise
         return places
 
     def settle(self, table: int, places: Places) -> None:
@@ -230,6 +236,7 @@ class OverflowTier:
         """Remove all files of a table that is not used any more."""
         with self._changing():
             found = self._tables.pop(table, None)
+            self._gone.add(table)
             if found is not None:
                 for file in found.files:
                     self._close_file(found.core, file)
@@ -253,7 +260,7 @@ class OverflowTier:
     def dead_bytes(self) -> int:
         """Bytes of these whose rows came back to memory, or are gone."""
         with self._lock:
-            return sum(t.dead_bytes_of(file) for t in self._tables.values() for file in t.files)
+            return self._dead_bytes(is_stuck=True)
 
     def shrink(self) -> int:
         """Empty what is mostly dead, all of it; return the bytes of disk given back."""
@@ -285,6 +292,8 @@ class OverflowTier:
                 yield
 
     def _files_of(self, table: int, core: TableCore) -> TableFiles:
+        if table in self._gone:
+            raise ClosedError(f"table {table} was dropped")
         found = self._tables.get(table)
         if found is None:
             found = self._tables[table] = TableFiles(core, self._place_bits(core))
@@ -325,6 +334,12 @@ class OverflowTier:
 
     def _new_file(self, found: TableFiles, spare: int) -> None:
         taken = {file.number for file in found.files}
+        open_files = sum(len(each.files) for each in self._tables.values())
+        if open_files >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+            raise StoreFullError(
+                f"{self.folder} has {open_files} files, half of what this process may have open; "
+                "raise its limit of open files (ulimit -n), or memory_limit"
+            )
         most = min(FILES_MAX, COLD >> found.place_bits) - spare  # More places have no number.
         number = next((n for n in range(most) if n not in taken), None)
         if number is None:
@@ -367,6 +382,15 @@ class OverflowTier:
                 "raise overflow_limit or memory_limit, or remove or expire rows"
             )
 
+    def _dead_bytes(self, *, is_stuck: bool) -> int:
+        """Of all files, or of those that can be emptied."""
+        return sum(
+            found.dead_bytes_of(file)
+            for found in self._tables.values()
+            for file in found.files
+            if is_stuck or not file.is_stuck
+        )
+
     # --- emptying --------------------------------------------------------------------------
 
     def _empty(self, scan_bytes: int | None, dead_share: float, until: int = 0) -> None:
@@ -385,7 +409,7 @@ class OverflowTier:
         while left is None or left > 0:
             self._drop_dead()
             taken = self.bytes
-            if taken <= until or self.dead_bytes <= dead_share * taken:
+            if taken <= until or self._dead_bytes(is_stuck=False) <= dead_share * taken:
                 break
             found, file = self._emptiest()
             if found is None or file is None:
@@ -399,8 +423,9 @@ class OverflowTier:
         best: tuple[TableFiles | None, RowFile | None] = (None, None)
         most = 0
         for found in self._tables.values():
-            for file in found.files[:-1]:
-                if file.is_stuck or file.awaited:
+            for file in found.files:
+                is_full = file.places == 1 << found.place_bits
+                if file.is_stuck or file.awaited or not is_full:
                     continue
                 if file.emptied:
                     return found, file
@@ -414,7 +439,11 @@ class OverflowTier:
         core, size = found.core, found.place_bytes
         count = min(file.places - file.emptied, max(1, BLOCK_BYTES // size))
         block = np.empty((count, size), np.uint8)
-        got = os.preadv(file.fd, [block.data], HEADER_BYTES + file.emptied * size)
+        try:
+            got = os.preadv(file.fd, [block.data], HEADER_BYTES + file.emptied * size)
+        except OSError:
+            file.is_stuck = True  # Its rows are read one by one, or taken from elsewhere.
+            return int(block.nbytes)
         fids = fids_of(block[: got // size])
         first = COLD | (file.number << found.place_bits) | file.emptied
         rows = np.arange(first, first + len(fids)).astype(np.uint32)
@@ -425,15 +454,15 @@ class OverflowTier:
         core.relocate(fids[is_good], rows[is_good], self._append(found, records[is_good], 0))
         file.emptied += count
         # A file is emptied once: what is left in it then cannot be read.
-        file.is_stuck = file.emptied == file.places or bool((outcomes >= DAMAGED).any())
+        file.is_stuck = file.emptied == file.places
         return block.nbytes
 
     def _drop_dead(self) -> None:
         """Remove files in which no row lies any more; one that is being read, later."""
         for found in self._tables.values():
             for file in list(found.files):
-                is_dead = file.places and not file.awaited and not found.core.live_rows(file.number)
-                if is_dead and found.core.remove_row_file(file.number):
+                if file.places and not file.awaited and not found.core.live_rows(file.number):
+                    found.core.remove_row_file(file.number)
                     found.files.remove(file)
                     os.close(file.fd)
                     files.remove_quietly(file.path)

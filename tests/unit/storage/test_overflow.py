@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import monolith_kv as mkv
 from monolith_kv._table import Barrier, TableCore
+from monolith_kv.budget import fill_cold
 from monolith_kv.storage import overflow
 from monolith_kv.storage.overflow import OverflowTier
 
@@ -347,6 +348,48 @@ def test_a_file_with_a_damaged_record_is_not_thrown_away(
     bed.tier.close()
 
 
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_emptied(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overflow, "FILE_BYTES_MAX", 16 << 10)
+    bed = Bed(folder)
+    fids = np.sort(random_fids(4_000))
+    bed.put(fids)
+    bed.forget(fids[::2])
+    full, read, first = bed.tier.bytes, os.preadv, []
+
+    def broken(fd: int, buffers: Any, offset: int) -> int:
+        first.append(fd)
+        if fd == first[0]:
+            raise OSError(5, "broken")
+        return read(fd, buffers, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", broken)
+        assert bed.tier.shrink() > full / 4
+    assert bed.holds(fids[1::2].copy())
+    bed.tier.close()
+
+
+def test_a_step_that_is_interrupted_keeps_no_file(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fids = random_fids(100)
+    core = bed.core()
+    core.upsert(fids, rows_of(fids, 0.0), 1_000.0)
+    records = core.pack(fids)[0].reshape(-1, core.record_bytes)
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bed.tier, "_empty", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            bed.tier.write(1, core, records)
+    bed.tier.shrink()
+    assert bed.tier.bytes == 0
+
+
 # --- life ----------------------------------------------------------------------------------
 
 
@@ -369,6 +412,31 @@ def test_a_new_tier_is_empty_whatever_was_there(folder: Path) -> None:
     again.close()
     with pytest.raises(mkv.ClosedError):
         again.read(bed.core(), fids)
+
+
+def test_a_table_that_was_dropped_takes_no_records(bed: Bed) -> None:
+    fids = random_fids(100)
+    bed.put(fids)
+    bed.promote(fids[:10])
+    records = bed.core().pack(fids[:10])[0].reshape(10, -1)
+    bed.tier.forget_table(1)
+    with pytest.raises(mkv.ClosedError, match="dropped"):
+        bed.tier.write(1, bed.core(), records)
+    assert bed.tier.bytes == 0
+
+
+def test_cold_rows_of_a_store_that_is_closed_meanwhile_are_refused(folder: Path) -> None:
+    ids = np.arange(2_000, dtype=np.uint64)
+    store = mkv.open(folder / "s", memory_limit="64KiB", delta_interval=None)
+    table = store.create_table("t", 64)
+    table.upsert(ids, np.ones((2_000, 64), np.float32))
+    state, entry = store._state, store._state.tables["t"]
+    out = np.zeros((2_000, 64), np.float32)
+    cold = entry.core.lookup(ids, out)  # As far as a lookup is when another thread closes.
+    assert cold is not None
+    store.close()
+    with pytest.raises(mkv.ClosedError):
+        fill_cold(state, entry, ids, cold, out)
 
 
 def test_a_forked_child_is_refused_and_leaves_the_tier_alone(bed: Bed) -> None:
