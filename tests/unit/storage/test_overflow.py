@@ -355,7 +355,7 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_emptied(
     bed = Bed(folder)
     fids = np.sort(random_fids(4_000))
     bed.put(fids)
-    bed.forget(fids[::2])
+    bed.forget(fids[::2].copy())
     full, read, first = bed.tier.bytes, os.preadv, []
 
     def broken(fd: int, buffers: Any, offset: int) -> int:
