@@ -12,7 +12,7 @@ from checks import WIDE
 import monolith_kv as mkv
 
 MIB = 1 << 20
-# With 2 M rows of which all are unsealed, a seal takes more than this allows: see the changelog.
+# With 2 M rows the copies that a slow seal keeps pass what is allowed: see the changelog.
 LIMIT = 40 * MIB
 ROWS = 100_000
 CHURN_STEPS = 200 if WIDE else 8
