@@ -20,6 +20,8 @@ cdef status_t shard_seal_read(
 # is_wanted, by position: is the record, read from overflow, still this view's to use?
 cdef void shard_seal_claim(
     Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted) noexcept nogil
+# Append the records that were saved so far, by a seal or a snapshot; they are saved no longer.
+cdef status_t shard_saved(Shard* shard, bint is_seal, Buffer* saved) noexcept nogil
 # Take the records that were saved; all of them, once every fid of the view was read.
 cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil
 # End the view.

@@ -118,6 +118,19 @@ cdef void shard_seal_claim(
     lock_leave(&shard.lock)
 
 
+cdef status_t shard_saved(Shard* shard, bint is_seal, Buffer* saved) noexcept nogil:
+    """Its memory stays with the shard: calls under way have their room in it reserved."""
+    cdef Buffer* source = &shard.seal_saved if is_seal else &shard.snapshot_saved
+    cdef status_t status
+    lock_alone(&shard.lock)
+    status = buffer_reserve(saved, source.count)
+    if status == STATUS_OK and source.count:
+        memcpy(buffer_extend(saved, source.count), source.data, source.count)
+        source.count = 0
+    lock_leave(&shard.lock)
+    return status
+
+
 cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil:
     lock_alone(&shard.lock)
     saved[0] = shard.seal_saved

@@ -21,6 +21,7 @@ from monolith_kv._shard cimport Shard
 from monolith_kv._sketch cimport sketch_frozen_bytes
 from monolith_kv._types cimport STATUS_OK, fid_t, status_t
 from monolith_kv._view cimport (
+    shard_saved,
     shard_seal_abort,
     shard_seal_claim,
     shard_seal_end,
@@ -108,6 +109,17 @@ cdef class Views(Records):
             batch_destroy(&batch)
         rows = np.asarray(records).reshape(len(fids), self.policy.record_bytes)
         return np.ascontiguousarray(rows[wanted.view(np.bool_)]).reshape(-1)
+
+    def saved(self, bint is_seal):
+        cdef Buffer records
+        cdef size_t shard
+        cdef status_t status = STATUS_OK
+        buffer_init(&records)
+        with nogil:
+            for shard in range(SHARDS):
+                status |= shard_saved(&self.shards[shard], is_seal, &records)
+        raise_freeing(status, &records, NULL, NULL)
+        return take_bytes(&records)
 
     def seal_saved(self):
         cdef Buffer saved

@@ -229,6 +229,7 @@ def _write(
         while cursor >= 0:
             records, cursor = _read(state, entry, cursor)
             _write_rows(writer, entry, records)
+            _write_rows(writer, entry, core.saved(False))
             if progress is not None:
                 progress(writer.rows_written, view.rows)
         view.flipped.remove(entry)

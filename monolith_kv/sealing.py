@@ -165,19 +165,18 @@ def _publish(state: StoreState, plan: Plan) -> Delta:
 def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> None:
     core = entry.core
     absent: list[NDArray[np.uint64]] = []
+    kept: list[NDArray[np.uint64]] = []
     fids = core.seal_fids()
     step = max(1, BLOCK_BYTES // core.record_bytes)
     for start in range(0, len(fids), step):
         _write(writer, entry, _read(state, entry, fids[start : start + step], absent))
-    # Rows that changed or went after the instant, as they were before that. Nothing is added to
-    # them any more: every row of the view was read.
-    saved = core.seal_saved()
-    for records in saved:
-        _write(writer, entry, records)
+        # Rows that changed or went after the instant, as they were before that: written as they
+        # come, so that memory holds few of them however long the seal takes.
+        kept.append(_write(writer, entry, core.saved(True)))
+    # Nothing is added to them any more: every row of the view was read.
+    kept += [_write(writer, entry, records) for records in core.seal_saved()]
     if absent:
-        kept = np.concatenate([entry.rows_of(records)["fid"] for records in saved])
-        gone = without(np.concatenate(absent), kept)
-        writer.removed(entry.id, gone)
+        writer.removed(entry.id, without(np.concatenate(absent), np.concatenate(kept)))
 
 
 def _read(
@@ -201,8 +200,13 @@ def _read(
     return records
 
 
-def _write(writer: DeltaWriter, entry: TableEntry, records: NDArray[np.uint8]) -> None:
-    writer.rows(entry.id, records, len(records) // entry.core.record_bytes)
+def _write(
+    writer: DeltaWriter, entry: TableEntry, records: NDArray[np.uint8]
+) -> NDArray[np.uint64]:
+    """Write records, if there are any; return their ids."""
+    if len(records):
+        writer.rows(entry.id, records, len(records) // entry.core.record_bytes)
+    return entry.rows_of(records)["fid"].astype(np.uint64)
 
 
 def _settle(state: StoreState, plan: Plan) -> None:
