@@ -6,9 +6,9 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_init, buffer_reserve
+from monolith_kv._codec cimport store_le64
 from monolith_kv._core cimport (
     batch_of,
-    join_parts,
     raise_freeing,
     raise_status,
     take_bytes,
@@ -205,18 +205,22 @@ cdef class Views(Records):
         return take_fids(&fids)
 
     def snapshot_gate(self):
+        # As join_parts puts them together, but never there twice: they are large.
         cdef uint8_t[::1] out
         cdef size_t shard
-        parts = []
+        cdef size_t at = 0
+        cdef uint64_t size
+        sizes = [sketch_frozen_bytes(&self.shards[shard].sketch) for shard in range(SHARDS)]
+        if 0 in sizes:
+            return np.empty(0, np.uint8)
+        out = packed = np.empty(sum(sizes) + 8 * SHARDS, np.uint8)
         for shard in range(SHARDS):
-            size = sketch_frozen_bytes(&self.shards[shard].sketch)
-            if size == 0:
-                return b""
-            out = packed = np.empty(size, np.uint8)
+            size = sizes[shard]
             with nogil:
-                shard_snapshot_gate(&self.shards[shard], &out[0])
-            parts.append(packed)
-        return join_parts(parts)
+                store_le64(&out[at], size)
+                shard_snapshot_gate(&self.shards[shard], &out[at + 8])
+            at += 8 + size
+        return packed
 
     def snapshot_digest(self):
         cdef RowDigest total

@@ -91,7 +91,7 @@ class Budget:
             self.is_full = False
         if self.wake is not None and (room - need < spare // 2 or excess > 0):
             self.wake()
-        if excess > (0 if self.wake is None else spare):
+        if excess > (0 if self.wake is None else spare // 2):
             self._give_back(excess)
 
     def step(self) -> bool:

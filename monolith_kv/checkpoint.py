@@ -28,6 +28,7 @@ from monolith_kv.storage.call_log import CallLogWriter
 from monolith_kv.storage.snapshot import SnapshotWriter
 
 Progress = Callable[[int, int], None]
+TOUCHED_IDS = 1 << 20  # of a part
 
 
 @dataclass
@@ -221,9 +222,7 @@ def _write(
 ) -> None:
     writer.meta(view.meta)
     for entry in view.entries:  # Before all rows: counts that change have to be copied until then.
-        gate = entry.core.snapshot_gate()
-        if gate:
-            writer.gate(entry.id, gate)
+        _write_gate(writer, entry)
     for entry in view.entries:
         core, cursor = entry.core, 0
         while cursor >= 0:
@@ -239,11 +238,23 @@ def _write(
         view.sums.append(Summed(view.schemas[entry.id], core.snapshot_digest()))
         for piece in view.pieces[entry.id]:
             writer.sightings(entry.id, piece)
-        writer.touched(entry.id, distinct(view.touched.pop(entry.id)))
+        _write_touched(writer, entry, view.touched.pop(entry.id))
     if view.dense:
         writer.dense(view.meta["dense_version"], view.dense)
     if progress is not None:
         progress(writer.rows_written, view.rows)
+
+
+def _write_gate(writer: SnapshotWriter, entry: TableEntry) -> None:
+    gate = entry.core.snapshot_gate()  # Large, and let go of before rows are read.
+    if len(gate):
+        writer.gate(entry.id, gate)
+
+
+def _write_touched(writer: SnapshotWriter, entry: TableEntry, fids: NDArray[np.uint64]) -> None:
+    fids.sort()  # In place, and written in parts: there may be as many as the table has rows.
+    for start in range(0, len(fids), TOUCHED_IDS):
+        writer.touched(entry.id, distinct(fids[start : start + TOUCHED_IDS]))
 
 
 def _read(state: StoreState, entry: TableEntry, cursor: int) -> tuple[NDArray[np.uint8], int]:

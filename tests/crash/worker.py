@@ -156,8 +156,7 @@ def child(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    import lmdb  # noqa: F401  # warm, like all else that a child would have to import
-    import zstandard  # noqa: F401
+    import zstandard  # noqa: F401  # warm, like all else that a child would have to import
 
     import monolith_kv  # noqa: F401
 

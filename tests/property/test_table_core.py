@@ -195,6 +195,20 @@ class CoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.seal is not None)
     @rule()
+    def take_saved_by_seal(self) -> None:
+        saved = self.split(self.core.saved(True))
+        assert not set(saved) & set(self.sealed)
+        self.sealed.update(saved)
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule()
+    def take_saved_by_snapshot(self) -> None:
+        saved = self.split(self.core.saved(False))
+        assert not set(saved) & set(self.shot)
+        self.shot.update(saved)
+
+    @precondition(lambda self: self.seal is not None)
+    @rule()
     def seal_end(self) -> None:
         assert self.seal is not None
         while len(self.seal[2]):

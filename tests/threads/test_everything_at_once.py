@@ -92,7 +92,10 @@ class Everything:
         with self.barrier:
             self.core.sightings(True)
             self.core.seal_flip()
-        self.core.seal_read(self.core.seal_fids())
+        fids = self.core.seal_fids()
+        for start in range(0, len(fids), 50):
+            self.core.seal_read(fids[start : start + 50])
+            self.core.saved(True)
         if number % 3 == 2:
             self.core.seal_abort()
             return
@@ -112,6 +115,7 @@ class Everything:
         cursor = 0
         while cursor >= 0:
             _, _, cursor = self.core.snapshot_read(cursor)
+            self.core.saved(False)
         self.core.snapshot_end()
         self.core.snapshot_digest()
 
