@@ -44,6 +44,7 @@ COLD = 1 << 31  # ROW_COLD
 DEAD_SHARE_MAX = 0.22
 EMPTY_PER_BYTE = 4  # Bytes of files gone through for each byte that is evicted.
 BLOCK_BYTES = 1 << 20
+LAST_BYTES_MIN = 1 << 20  # The file that is written to is emptied, too, if it has as much.
 
 Fids = NDArray[np.uint64]
 Records = NDArray[np.uint8]
@@ -150,18 +151,13 @@ class OverflowTier:
         """
         with self._changing():
             found = self._files_of(table, core)
+            # A tier that cannot be emptied now takes more disk: not this call's error.
+            with contextlib.suppress(OSError, StoreFullError, MemoryError):
+                self._empty(EMPTY_PER_BYTE * records.nbytes, DEAD_SHARE_MAX)
             self._make_room(found, records)
-            before = self.written_bytes
             places = self._append(found, records)
             self._await(found, places, 1)
             self.evicted_bytes += records.nbytes
-            try:
-                self._empty(EMPTY_PER_BYTE * (self.written_bytes - before), DEAD_SHARE_MAX)
-            except (OSError, StoreFullError, MemoryError):
-                pass  # A tier that cannot be emptied now takes more disk: not this call's error.
-            except BaseException:
-                self._await(found, places, -1)
-                raise
         return places
 
     def settle(self, table: int, places: Places) -> None:
@@ -424,8 +420,8 @@ class OverflowTier:
         most = 0
         for found in self._tables.values():
             for file in found.files:
-                is_full = file.places == 1 << found.place_bits
-                if file.is_stuck or file.awaited or not is_full:
+                is_small = file is found.files[-1] and found.bytes_of(file) < LAST_BYTES_MIN
+                if file.is_stuck or file.awaited or is_small:
                     continue
                 if file.emptied:
                     return found, file
@@ -437,6 +433,8 @@ class OverflowTier:
     def _empty_part(self, found: TableFiles, file: RowFile) -> int:
         """Move the live rows of the next part of a file; return the bytes gone through."""
         core, size = found.core, found.place_bytes
+        if file is found.files[-1]:
+            self._new_file(found, 0)  # Nothing is appended to a file that is emptied.
         count = min(file.places - file.emptied, max(1, BLOCK_BYTES // size))
         block = np.empty((count, size), np.uint8)
         try:

@@ -239,6 +239,17 @@ def test_files_with_many_dead_places_are_emptied(
     bed.tier.close()
 
 
+def test_the_only_file_of_a_small_table_is_emptied_too(bed: Bed) -> None:
+    fids = random_fids(30_000)
+    bed.put(fids)
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        bed.put(rng.choice(fids, 1_000, replace=False))
+    assert bed.tier.bytes <= 1.35 * bed.core().record_bytes * bed.tier.rows
+    assert bed.holds(fids)
+    assert bed.core().check() == []
+
+
 def test_a_table_with_as_many_files_as_it_can_have_is_full(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,25 +380,6 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_emptied(
         assert bed.tier.shrink() > full / 4
     assert bed.holds(fids[1::2].copy())
     bed.tier.close()
-
-
-def test_a_step_that_is_interrupted_keeps_no_file(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fids = random_fids(100)
-    core = bed.core()
-    core.upsert(fids, rows_of(fids, 0.0), 1_000.0)
-    records = core.pack(fids)[0].reshape(-1, core.record_bytes)
-
-    def interrupt(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bed.tier, "_empty", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            bed.tier.write(1, core, records)
-    bed.tier.shrink()
-    assert bed.tier.bytes == 0
 
 
 # --- life ----------------------------------------------------------------------------------
