@@ -29,6 +29,7 @@ from monolith_kv.storage.snapshot import SnapshotWriter
 
 Progress = Callable[[int, int], None]
 TOUCHED_IDS = 1 << 20  # of a part
+SAVED_BYTES = 8 << 20
 
 
 @dataclass
@@ -224,11 +225,14 @@ def _write(
     for entry in view.entries:  # Before all rows: counts that change have to be copied until then.
         _write_gate(writer, entry)
     for entry in view.entries:
-        core, cursor = entry.core, 0
+        core, cursor, unsaved = entry.core, 0, 0
         while cursor >= 0:
             records, cursor = _read(state, entry, cursor)
             _write_rows(writer, entry, records)
-            _write_rows(writer, entry, core.saved(False))
+            unsaved += len(records)
+            if unsaved >= SAVED_BYTES:  # Or memory would hold all that change meanwhile.
+                _write_rows(writer, entry, core.saved(False))
+                unsaved = 0
             if progress is not None:
                 progress(writer.rows_written, view.rows)
         view.flipped.remove(entry)
