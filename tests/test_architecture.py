@@ -85,7 +85,6 @@ MAY_CALL_DISK = {"monolith_kv.storage.files"}
 MAY_CALL_CLOCK = {"monolith_kv.store", "monolith_kv.maintenance"}
 # Their threads end with the call that began them; that of a call log ends with the log.
 MAY_CALL_CLOCK |= {"monolith_kv.loading", "monolith_kv.storage.log_file"}
-MAY_CALL_CLOCK |= {"monolith_kv.storage.stream"}  # A window each.
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70

@@ -1,9 +1,8 @@
-"""Bytes of a file: at any place, or from front to end, some of them ahead of the reader."""
+"""Bytes of a file: at any place, or from front to end with the disk reading ahead."""
 
 import errno
 import os
 import sys
-import threading
 import weakref
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from monolith_kv.storage import files
 
 WINDOW_BYTES = 4 << 20
-ROOM_BYTES = WINDOW_BYTES  # For a record that begins in one window and ends in the next.
+AHEAD_BYTES = 4 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
 # Of a file this large the system keeps nothing: as much memory would be needed again, beside what
 # the file becomes here, and what others read would be driven out. What it has already, it keeps.
 UNCACHED_BYTES_MIN = 64 << 20
@@ -54,6 +53,11 @@ class File:
                 self._flags = 0  # An older system, or a file system that cannot.
         return os.preadv(self._fd, [view], offset)
 
+    def expect(self, offset: int, size: int) -> None:
+        """Let the disk begin to read, unless the system keeps nothing: then it does by itself."""
+        if size > 0 and not self._flags and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
+
     def close(self) -> None:
         """Close it; what was read stays valid. Again: nothing."""
         fd, self._fd = self._fd, -1
@@ -65,101 +69,38 @@ class File:
             self.close()
 
 
-class Ahead:
-    """A window that a thread reads while the one before it is worked on.
-
-    Parameters
-    ----------
-    file : File
-        To read from.
-    offset : int
-        Of its first byte.
-    memory : ndarray of uint8
-        To read into, in front of it room for what the window before has left over.
-    """
-
-    def __init__(self, file: File, offset: int, memory: NDArray[np.uint8]) -> None:
-        self.offset = offset
-        self.memory = memory
-        self._file = file
-        self._count = 0
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._read, name="monolith-kv-read", daemon=True)
-        self._thread.start()
-
-    def join(self) -> int:
-        """Return how many bytes there are behind the room, or raise what reading failed at."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._count
-
-    def _read(self) -> None:
-        try:
-            self._count = len(self._file.read_into(self.memory[ROOM_BYTES:], self.offset))
-        except BaseException as error:
-            self._error = error
-
-
 class Stream:
-    """The bytes of a file from front to end, in windows; the next one is read meanwhile.
+    """The bytes of a file from front to end, in windows; the disk reads ahead of them.
 
     Notes
     -----
-    A window stays as it is while there is a view of it; then its memory serves another one, which
-    spares the system to clear as much again. A stream that is left has a thread for as long as one
-    window takes.
+    A window stays as it is while there is a view of it; then its memory serves the next one, which
+    spares the system to clear as much again.
     """
 
     def __init__(self, file: File) -> None:
         self._file = file
         self._start = 0
         self._data = memoryview(b"")
-        self._ahead: Ahead | None = None
         self._spare: list[NDArray[np.uint8]] = []
 
     def view(self, offset: int, size: int) -> memoryview:
         """Return `size` bytes from `offset` on, fewer at the end of the file."""
         start = offset - self._start
         if start < 0 or start + size > len(self._data):
-            self._data = self._turn(offset, size)
+            self._data = memoryview(b"")  # If nobody looks at it any more, it is the next one.
+            self._data = self._read(offset, max(size, WINDOW_BYTES))
             self._start, start = offset, 0
-            self._look_ahead(offset + len(self._data))
+            end = offset + len(self._data)
+            self._file.expect(end, min(AHEAD_BYTES, self._file.size - end))
         return self._data[start : start + size]
 
-    def _turn(self, offset: int, size: int) -> memoryview:
-        """Return the window from `offset` on, whose beginning the one before may have."""
-        start = offset - self._start
-        left, self._data = self._data[start:] if start >= 0 else memoryview(b""), memoryview(b"")
+    def _read(self, offset: int, size: int) -> memoryview:
         size = max(0, min(size, self._file.size - offset))
-        begun = [left]
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.offset == offset + len(left):
-            end = ROOM_BYTES + ahead.join()
-            start = ROOM_BYTES - len(left)
-            if start >= 0 and end - start >= size:
-                window = ahead.memory.data[start:end]
-                window[: len(left)] = left
-                return window.toreadonly()
-            begun.append(ahead.memory.data[ROOM_BYTES:end])
-        memory, done = self._memory(max(size, min(WINDOW_BYTES, self._file.size - offset))), 0
-        for part in begun:
-            count = min(len(part), len(memory) - done)
-            memory.data[done : done + count] = part[:count]
-            done += count
-        done += len(self._file.read_into(memory[done:], offset + done))
-        return memory.data[:done].toreadonly()
-
-    def _look_ahead(self, offset: int) -> None:
-        size = min(WINDOW_BYTES, self._file.size - offset)
-        if size > 0:
-            self._ahead = Ahead(self._file, offset, self._memory(ROOM_BYTES + size))
-
-    def _memory(self, size: int) -> NDArray[np.uint8]:
         memory = self._spare.pop() if self._spare else np.empty(0, np.uint8)
         if len(memory) < size:
             memory = np.empty(size, np.uint8)
         window = memory[:size]
         # Views of its memoryview keep this object, no other does: when they are gone, it goes.
         weakref.finalize(window, self._spare.append, memory).atexit = False
-        return window
+        return self._file.read_into(window, offset)
