@@ -45,7 +45,6 @@ from monolith_kv._shard cimport MKV_LOAD64, shards_promise
 from monolith_kv._tier cimport (
     shard_apply,
     shard_apply_removals,
-    shard_cold,
     shard_cold_rows,
     shard_evict,
     shard_pack,
@@ -300,18 +299,7 @@ cdef class Records(Core):
         return evicted * (self.policy.record_bytes - 8)
 
     def cold(self, const uint64_t[::1] ids):
-        cdef Batch batch
-        cdef Buffer cold
-        cdef size_t shard
-        cdef status_t status = STATUS_OK
-        buffer_init(&cold)
-        batch_of(&batch, ids)
-        with nogil:
-            for shard in range(SHARDS):
-                status |= shard_cold(&self.shards[shard], &batch, shard, &cold)
-            batch_destroy(&batch)
-        raise_freeing(status, &cold, NULL, NULL)
-        return distinct(take_fids(&cold))
+        return distinct(np.asarray(ids)[self.cold_rows_at(ids) != 0])
 
     def coldest(self, count, bint dirty):
         cdef Buffer fids

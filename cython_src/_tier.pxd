@@ -38,8 +38,6 @@ cdef void shard_relocate(
 # Where they lie, by position; 0 of those that are not cold.
 cdef void shard_cold_rows(
     Shard* shard, const Batch* batch, size_t number, row_t* rows) noexcept nogil
-cdef status_t shard_cold(
-    Shard* shard, const Batch* batch, size_t number, Buffer* cold) noexcept nogil
 # Append the fids of the segment at hash `position`; the hash where the next begins, 0 at the end.
 cdef status_t shard_walk(
     Shard* shard, uint64_t position, Buffer* fids, uint64_t* next_position) noexcept nogil

@@ -380,26 +380,6 @@ cdef void shard_cold_rows(
     lock_leave(&shard.lock)
 
 
-cdef status_t shard_cold(
-    Shard* shard, const Batch* batch, size_t number, Buffer* cold
-) noexcept nogil:
-    cdef size_t start = batch.starts[number]
-    cdef size_t end = batch.starts[number + 1]
-    cdef size_t i
-    cdef Group group
-    if buffer_reserve(cold, (end - start) * sizeof(fid_t)) != STATUS_OK:
-        return STATUS_OUT_OF_MEMORY
-    lock_alone(&shard.lock)
-    while start < end and shard.cold_rows:
-        group_fill(shard, batch, start, end, &group)
-        for i in range(group.count):
-            if group.cells[i] != NULL and row_is_cold(group.cells[i][0]):
-                buffer_append_u64(cold, group.fids[i])
-        start += group.count
-    lock_leave(&shard.lock)
-    return STATUS_OK
-
-
 # --- walks -----------------------------------------------------------------------------------
 
 cdef status_t shard_walk(

@@ -456,7 +456,7 @@ class OverflowTier:
         return block.nbytes
 
     def _drop_dead(self) -> None:
-        """Remove files in which no row lies any more; one that is being read, later."""
+        """Remove files in which no row lies any more."""
         for found in self._tables.values():
             for file in list(found.files):
                 if file.places and not file.awaited and not found.core.live_rows(file.number):
