@@ -315,6 +315,19 @@ def test_a_row_that_was_written_and_not_evicted_stays_in_memory(bed: Bed) -> Non
     assert core.check() == []
 
 
+def test_a_row_is_moved_only_from_where_it_was_seen(bed: Bed) -> None:
+    fids = np.arange(10, dtype=np.uint64)
+    bed.put(fids)
+    seen = bed.core().cold_rows_at(fids)
+    bed.put(fids, 50.0)  # Came back, changed and left again, while others empty its old file.
+    records = bed.core().checksummed(np.zeros(10 * bed.core().record_bytes, np.uint8), 0)
+    places = bed.tier.write(1, bed.core(), records[:, :-4].copy())
+    bed.core().relocate(fids, seen, places)
+    bed.tier.settle(1, places)
+    assert bed.holds(fids, 50.0)
+    assert bed.core().check() == []
+
+
 # --- damage --------------------------------------------------------------------------------
 
 
