@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve
 from monolith_kv._clock cimport shard_coldest
-from monolith_kv._codec cimport RECORD_EMBEDDING, record_fid
+from monolith_kv._codec cimport RECORD_EMBEDDING, record_embedding, record_fid
 from monolith_kv._core cimport (
     Core,
     batch_of,
@@ -27,6 +27,7 @@ from monolith_kv._expiry cimport (
     shard_shrink_begin,
     shard_shrink_end,
 )
+from monolith_kv._digest cimport RowDigest, digest_add, digest_row
 from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_fid, hash_shard
 from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
 from monolith_kv._pages cimport PIECE_BYTES, pages_expect
@@ -46,6 +47,7 @@ from monolith_kv._tier cimport (
     shard_apply,
     shard_apply_removals,
     shard_cold_rows,
+    shard_enter_cold,
     shard_evict,
     shard_pack,
     shard_promote,
@@ -77,17 +79,18 @@ cdef class Records(Core):
                 memcpy(&out[i], &records[i * size], sizeof(uint64_t))
         return fids
 
-    def expect(self, uint64_t rows):
+    def expect(self, uint64_t rows, uint64_t cold_rows=0):
         cdef size_t i
         cdef size_t index_bytes = sizeof(Bucket) // BUCKET_CELLS
+        cdef uint64_t every = rows + cold_rows
         cdef status_t status = STATUS_OK
         with nogil:
             pages_expect(
                 &self.pages,
-                rows // self.shards[0].arena.places + rows * index_bytes // PIECE_BYTES)
+                rows // self.shards[0].arena.places + every * index_bytes // PIECE_BYTES)
             for i in range(SHARDS):
                 lock_alone(&self.shards[i].lock)
-                status |= cuckoo_expect(&self.shards[i].index, rows // SHARDS)
+                status |= cuckoo_expect(&self.shards[i].index, every // SHARDS)
                 lock_leave(&self.shards[i].lock)
         raise_status(status)
 
@@ -180,8 +183,10 @@ cdef class Records(Core):
             self.policy.row_files = files
             self.unlock_all()
 
-    def add_row_file(self, uint32_t number, int fd, uint32_t seed):
-        raise_status(rowfiles_add(self.policy.row_files, number, fd, seed))
+    def add_row_file(
+        self, uint32_t number, int fd, uint32_t seed, uint64_t base, uint32_t places=0
+    ):
+        raise_status(rowfiles_add(self.policy.row_files, number, fd, seed, base, places))
 
     def wrote_places(self, uint32_t number, uint32_t places):
         rowfiles_wrote(self.policy.row_files, number, places)
@@ -211,6 +216,39 @@ cdef class Records(Core):
             with nogil:
                 rowfile_checksum(&records[0], size, count, seed, &out[0, 0])
         return made
+
+    def digest_of(self, const uint8_t[::1] records):
+        cdef size_t size = self.policy.record_bytes
+        cdef size_t i
+        cdef RowDigest total
+        total.low = total.high = 0
+        with nogil:
+            for i in range(records.shape[0] // size):
+                digest_add(&total, digest_row(
+                    record_fid(&records[i * size]),
+                    <const float*>record_embedding(&records[i * size]), self.policy.dim))
+        return total.low, total.high
+
+    def enter_cold(
+        self, const uint64_t[::1] ids, const int64_t[::1] times, uint32_t first, low, high
+    ):
+        cdef Batch batch
+        cdef size_t shard
+        cdef RowDigest digest
+        cdef status_t status = STATUS_OK
+        digest.low, digest.high = low, high
+        if ids.shape[0] != times.shape[0]:
+            raise ValueError(f"{len(ids)} ids have {len(times)} times")
+        batch_of(&batch, ids)
+        with nogil:
+            for shard in range(SHARDS if ids.shape[0] else 0):
+                status |= shard_enter_cold(&self.shards[shard], &batch, shard, &times[0], first)
+            batch_destroy(&batch)
+            # Which shard has it is no matter: what is asked for is the sum of all.
+            lock_alone(&self.shards[0].lock)
+            digest_add(&self.shards[0].digest, digest)
+            lock_leave(&self.shards[0].lock)
+        raise_status(status)
 
     def live_rows(self, uint32_t number):
         return MKV_LOAD64(&self.policy.row_files.files[number].live)

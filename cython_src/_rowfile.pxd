@@ -1,7 +1,8 @@
 """Row files: where the records of rows that lie in overflow ("cold" rows) are read.
 
 A row file holds records of one table in places of equal size, each behind the other with its
-checksum; it is only ever appended to, so what was read once stays true. The number of a cold row in
+checksum; it is only ever appended to, so what was read once stays true. A part of a snapshot that
+has the same form is read as a row file, too. The number of a cold row in
 the index tells file and place. The header words of cold rows stay in memory, by place: times, flags
 and heat are known without the disk, and change under the lock of the row's shard as those of rows
 in memory do.
@@ -18,7 +19,6 @@ from monolith_kv._row cimport row_cold_number
 from monolith_kv._types cimport fid_t, row_t, status_t
 
 cdef enum:
-    ROWFILE_HEADER_BYTES = 64     # the header that all files have
     ROWFILE_SUM_BYTES = 4
     ROWFILES_MAX = 65536
 
@@ -32,6 +32,7 @@ cdef enum:
 cdef struct RowFile:
     int fd                        # -1: closed, its rows cannot be read any more
     uint32_t seed                 # where its checksums begin
+    uint64_t base                 # byte of the first place
     uint32_t places               # written; the memory of later headers was never touched
     uint64_t live                 # rows that lie here; atomic
     uint64_t* headers             # by place
@@ -55,8 +56,10 @@ cdef struct RowTarget:
 cdef status_t rowfiles_create(
     RowFiles** files, size_t record_bytes, uint32_t place_bits) noexcept nogil
 cdef void rowfiles_destroy(RowFiles* files) noexcept nogil
+# `places` that are there already: no more come; 0: as many as there may be.
 cdef status_t rowfiles_add(
-    RowFiles* files, uint32_t number, int fd, uint32_t seed) noexcept nogil
+    RowFiles* files, uint32_t number, int fd, uint32_t seed, uint64_t base, uint32_t places
+) noexcept nogil
 # So many places are written now.
 cdef void rowfiles_wrote(RowFiles* files, uint32_t number, uint32_t places) noexcept nogil
 # Records as they lie in a file, each with its checksum behind it.

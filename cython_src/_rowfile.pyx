@@ -45,20 +45,23 @@ cdef void rowfiles_destroy(RowFiles* files) noexcept nogil:
 
 
 cdef status_t rowfiles_add(
-    RowFiles* files, uint32_t number, int fd, uint32_t seed
+    RowFiles* files, uint32_t number, int fd, uint32_t seed, uint64_t base, uint32_t places
 ) noexcept nogil:
     cdef RowFile* file = <RowFile*>calloc(1, sizeof(RowFile))
     if file == NULL:
         return STATUS_OUT_OF_MEMORY
     # Zeros that nobody has touched take no memory.
-    file.headers = <uint64_t*>calloc(<size_t>1 << files.place_bits, sizeof(uint64_t))
+    file.headers = <uint64_t*>calloc(
+        places if places else <size_t>1 << files.place_bits, sizeof(uint64_t))
     if file.headers == NULL:
         free(file)
         return STATUS_OUT_OF_MEMORY
     file.fd = fd
     file.seed = seed
+    file.base = base
+    file.places = places
     files.files[number] = file
-    files.size_bytes += sizeof(RowFile)
+    files.size_bytes += places * sizeof(uint64_t) + sizeof(RowFile)
     if number >= files.count:
         files.count = number + 1
     return STATUS_OK
@@ -176,4 +179,5 @@ cdef void rowfile_checksum(
 
 cdef inline int64_t row_offset(const RowFiles* files, row_t row) noexcept nogil:
     cdef uint32_t place = row_cold_number(row) & ((<uint32_t>1 << files.place_bits) - 1)
-    return ROWFILE_HEADER_BYTES + <int64_t>place * (files.record_bytes + ROWFILE_SUM_BYTES)
+    return <int64_t>(
+        rowfile_of(files, row).base + <uint64_t>place * (files.record_bytes + ROWFILE_SUM_BYTES))

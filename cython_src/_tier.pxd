@@ -3,7 +3,7 @@
 `number` is the shard's in the batch, records are by position in the batch.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer
@@ -34,6 +34,11 @@ cdef uint64_t shard_evict(
 # Of cold rows that still lie where `rows` says the records were put elsewhere, likewise.
 cdef void shard_relocate(
     Shard* shard, const Batch* batch, size_t number, const row_t* rows, const uint32_t* places
+) noexcept nogil
+# Rows that nobody knows yet, by position in the batch: they lie in places from `first` on. Of an id
+# that is there already nothing is taken.
+cdef status_t shard_enter_cold(
+    Shard* shard, const Batch* batch, size_t number, const int64_t* times, uint32_t first
 ) noexcept nogil
 # Where they lie, by position; 0 of those that are not cold.
 cdef void shard_cold_rows(

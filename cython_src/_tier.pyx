@@ -1,6 +1,6 @@
 """Rows in and out of a shard as records. See _tier.pxd."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from monolith_kv._arena cimport (
@@ -164,8 +164,13 @@ cdef status_t locked_finish(
                     shard, fid, cell[0],
                     records + group.positions[fresh.members[i]] * shard.policy.record_bytes)
         elif status == STATUS_OK:
-            status = cuckoo_insert(
-                &shard.index, fid, group.hashes[fresh.members[i]], fresh.rows[i])
+            if cell != NULL:  # A damaged snapshot has an id in both tiers: its digest will tell.
+                locked_leave_file(shard, cell[0])
+                MKV_STORE64(&shard.cold_rows, shard.cold_rows - 1)
+                cell[0] = fresh.rows[i]
+            else:
+                status = cuckoo_insert(
+                    &shard.index, fid, group.hashes[fresh.members[i]], fresh.rows[i])
             if status == STATUS_OK:
                 digest_add(&shard.digest, fresh.digests[i])
                 continue
@@ -360,6 +365,34 @@ cdef void shard_relocate(
                 shard, cell, places[position], shard_header(shard, rows[position])[0])
             locked_leave_file(shard, rows[position])
     lock_leave(&shard.lock)
+
+
+cdef status_t shard_enter_cold(
+    Shard* shard, const Batch* batch, size_t number, const int64_t* times, uint32_t first
+) noexcept nogil:
+    cdef RowFiles* files = shard.policy.row_files
+    cdef size_t i
+    cdef uint32_t position
+    cdef row_t row
+    cdef uint64_t entered = 0
+    cdef status_t status = STATUS_OK
+    lock_alone(&shard.lock)
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        position = batch.order[i]
+        if cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position]) != NULL:
+            continue
+        row = row_cold(first + position)
+        status = cuckoo_insert(
+            &shard.index, batch.fids[position], batch.hashes[position], row)
+        if status != STATUS_OK:
+            break
+        rowfile_header(files, row)[0] = (
+            <uint64_t>row_clamp_time(times[position]) << ROW_TIME_SHIFT | shard.snapshot_flag)
+        MKV_ADD64(&rowfile_of(files, row).live, 1)
+        entered += 1
+    MKV_STORE64(&shard.cold_rows, shard.cold_rows + entered)
+    lock_leave(&shard.lock)
+    return status
 
 
 cdef void shard_cold_rows(

@@ -316,7 +316,8 @@ def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.ui
         raise CorruptionError(
             f"{overflow.folder}: {len(missing)} records of table {entry.schema.name} are damaged "
             "or gone, and no good file has their last state; close the store and open it again, "
-            "it recovers from snapshot and log",
+            "it recovers from snapshot and log; if they are damaged still, restore a snapshot, or "
+            "salvage",
             overflow.folder,
         )
     packed = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)

@@ -22,7 +22,7 @@ from monolith_kv.errors import Error
 from monolith_kv.fids import distinct
 from monolith_kv.published import Snapshot
 from monolith_kv.schema import TableSchema
-from monolith_kv.state import StoreState, Summed, TableEntry, store_digest
+from monolith_kv.state import NO_RECORDS, StoreState, Summed, TableEntry, store_digest
 from monolith_kv.storage import format, marks
 from monolith_kv.storage.call_log import CallLogWriter
 from monolith_kv.storage.snapshot import SnapshotWriter
@@ -30,6 +30,7 @@ from monolith_kv.storage.snapshot import SnapshotWriter
 Progress = Callable[[int, int], None]
 TOUCHED_IDS = 1 << 20  # of a part
 SAVED_BYTES = 8 << 20
+COLD_BYTES = 4 << 20  # Of cold rows in a record, at least; less than twice as much.
 
 
 @dataclass
@@ -226,15 +227,18 @@ def _write(
         _write_gate(writer, entry)
     for entry in view.entries:
         core, cursor, unsaved = entry.core, 0, 0
+        cold = ColdWriter(writer, entry)
         while cursor >= 0:
-            records, cursor = _read(state, entry, cursor)
+            records, found, cursor = _read(state, entry, cursor)
             _write_rows(writer, entry, records)
-            unsaved += len(records)
+            cold.add(found)
+            unsaved += len(records) + len(found)
             if unsaved >= SAVED_BYTES:  # Or memory would hold all that change meanwhile.
                 _write_rows(writer, entry, core.saved(False))
                 unsaved = 0
             if progress is not None:
                 progress(writer.rows_written, view.rows)
+        cold.end()
         view.flipped.remove(entry)
         # Rows that changed after the instant before they were read, as they were then.
         for saved in core.snapshot_end():
@@ -261,20 +265,56 @@ def _write_touched(writer: SnapshotWriter, entry: TableEntry, fids: NDArray[np.u
         writer.touched(entry.id, distinct(fids[start : start + TOUCHED_IDS]))
 
 
-def _read(state: StoreState, entry: TableEntry, cursor: int) -> tuple[NDArray[np.uint8], int]:
-    """Read rows of one part of the index, from both tiers."""
+def _read(
+    state: StoreState, entry: TableEntry, cursor: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+    """Read rows of one part of the index: those in memory, and those that are cold."""
     core = entry.core
     # No row may move between the tiers meanwhile.
     with state.mutex if state.overflow is not None else contextlib.nullcontext():
-        records, cold, cursor = core.snapshot_read(cursor)
-        if len(cold):
-            claimed = core.snapshot_claim(read_cold(state, entry, cold).reshape(-1))
-            records = np.concatenate([records, claimed])
-    return records, cursor
+        records, fids, cursor = core.snapshot_read(cursor)
+        cold = NO_RECORDS
+        if len(fids):
+            cold = core.snapshot_claim(read_cold(state, entry, fids).reshape(-1))
+    return records, cold, cursor
 
 
 def _write_rows(writer: SnapshotWriter, entry: TableEntry, records: NDArray[np.uint8]) -> None:
     writer.rows(entry.id, records, len(records) // entry.core.record_bytes)
+
+
+class ColdWriter:
+    """Writes cold rows of a table so that they stay where they are when the store is opened again.
+
+    Notes
+    -----
+    Some segments of the index together: who skips them has the less to skip.
+    """
+
+    def __init__(self, writer: SnapshotWriter, entry: TableEntry) -> None:
+        self._writer, self._entry = writer, entry
+        self._step = max(1, COLD_BYTES // entry.core.record_bytes) * entry.core.record_bytes
+        self._places: list[NDArray[np.uint8]] = []
+        self._digest = (0, 0)
+        self._size = 0
+
+    def add(self, records: NDArray[np.uint8]) -> None:
+        """Write these rows, now or with the next ones."""
+        core = self._entry.core
+        for start in range(0, len(records), self._step):
+            part = records[start : start + self._step]
+            low, high = core.digest_of(part)
+            self._digest = (self._digest[0] + low) % 2**64, (self._digest[1] + high) % 2**64
+            self._places.append(core.checksummed(part, self._writer.seed))
+            self._size += len(part)
+            if self._size >= COLD_BYTES:
+                self.end()
+
+    def end(self) -> None:
+        """Write what is left."""
+        if self._places:
+            self._writer.cold(self._entry.id, self._places, self._digest)
+        self._places, self._digest, self._size = [], (0, 0), 0
 
 
 def rescue(state: StoreState) -> None:

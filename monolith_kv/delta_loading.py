@@ -20,12 +20,11 @@ from monolith_kv.storage.framing import Record
 from monolith_kv.storage.recovery import (
     await_sightings,
     check_sightings,
-    entry_of,
     load_rows,
     load_sightings,
     set_dense,
 )
-from monolith_kv.storage.tables import read_schemas
+from monolith_kv.storage.tables import entry_of, read_schemas
 
 
 class Loading:

@@ -9,7 +9,8 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -25,6 +26,7 @@ PUT_S = 0.05  # Until it looks again whether its reader has gone.
 SMALL_BYTES = 1 << 20  # Until so much has come a thread costs more than it saves.
 
 T = TypeVar("T")
+Job = Callable[[], object]
 
 
 class Loader:
@@ -40,27 +42,29 @@ class Loader:
         self._bytes = 0
         self._turn = threading.Condition()
         # All below is guarded by _turn.
-        self._waiting: deque[tuple[TableEntry, NDArray[np.uint8]]] = deque()
+        self._waiting: deque[tuple[Job, int]] = deque()
         self._pending_bytes = 0
         self._is_over = False
         self._failure: BaseException | None = None
 
     def add(self, entry: TableEntry, records: NDArray[np.uint8]) -> None:
         """Load row records of one table, now or soon."""
-        self._bytes += records.nbytes
+        self.do(partial(entry.core.apply, records, NO_FIDS), records.nbytes)
+
+    def do(self, job: Job, size: int) -> None:
+        """Do something now or soon that holds so many bytes of what was read."""
+        self._bytes += size
         if not self._threads and self._bytes <= SMALL_BYTES:
-            entry.core.apply(records, NO_FIDS)
+            job()
             return
         if not self._threads:
             self._start()
         with self._turn:
-            while self._pending_bytes and (
-                self._pending_bytes + records.nbytes > PENDING_BYTES_MAX
-            ):
+            while self._pending_bytes and self._pending_bytes + size > PENDING_BYTES_MAX:
                 self._turn.wait()
             self._raise()
-            self._pending_bytes += records.nbytes
-            self._waiting.append((entry, records))
+            self._pending_bytes += size
+            self._waiting.append((job, size))
             self._turn.notify_all()
 
     def __enter__(self) -> Self:
@@ -99,13 +103,12 @@ class Loader:
                     self._turn.wait()
                 if not self._waiting:
                     return
-                entry, records = self._waiting.popleft()
-            size = records.nbytes
+                job, size = self._waiting.popleft()
             try:
-                entry.core.apply(records, NO_FIDS)
+                job()
             except BaseException as error:
                 self._failure = error
-            del records  # It holds what was read.
+            del job  # It holds what was read.
             with self._turn:
                 self._pending_bytes -= size
                 self._turn.notify_all()

@@ -16,6 +16,8 @@ from monolith_kv.storage.format import RecordKind
 from monolith_kv.storage.snapshot import SnapshotReader
 from monolith_kv.storage.snapshot import path_of as snapshot_path
 
+Opener = Callable[[], SnapshotReader | DeltaReader]
+
 
 def refill(state: StoreState, entry: TableEntry, fids: NDArray[np.uint64]) -> NDArray[Any]:
     """Return the records of those ids whose last state is in the files, sorted by fid.
@@ -29,29 +31,47 @@ def refill(state: StoreState, entry: TableEntry, fids: NDArray[np.uint64]) -> ND
     fids : ndarray of uint64
         Cold ids. Those touched since the last seal are passed over: no file has their last state.
     """
-    wanted = without(fids, entry.core.touched_fids())
-    latest: dict[int, NDArray[Any]] = {}
-    if len(wanted):
-        for open_file in _openers(state):
+    missing = without(fids, entry.core.touched_fids())
+    found: list[NDArray[Any]] = []
+    for chain in _chains(state):
+        if not len(missing):
+            break
+        latest: dict[int, NDArray[Any]] = {}
+        for open_file in chain:
             try:
-                _collect(entry, open_file(), wanted, latest)
+                _collect(entry, open_file(), missing, latest)
             except (Error, OSError):
                 latest.clear()  # It may have had later states of rows that were found so far.
-    if not latest:
+        found += latest.values()
+        missing = without(missing, np.fromiter(latest, np.uint64, len(latest)))
+    if not found:
         return entry.rows_of(NO_RECORDS)
-    return np.concatenate([latest[fid] for fid in sorted(latest)])
+    rows = np.concatenate(found)
+    return rows[np.argsort(rows["fid"])]
 
 
-def _openers(state: StoreState) -> Iterator[Callable[[], SnapshotReader | DeltaReader]]:
-    """Yield what opens the newest snapshot and the deltas after it, in order."""
-    found, sequence = state.manifest, 0
-    if found.snapshots:
-        newest = found.snapshots[-1]
-        sequence = newest["sequence"]
-        yield partial(SnapshotReader, snapshot_path(state.path, newest["name"]))
-    for entry in found.deltas:
-        if entry["sequence"] > sequence:
-            yield partial(DeltaReader, delta_path(state.path, entry["name"]))
+def _chains(state: StoreState) -> Iterator[list[Opener]]:
+    """Yield what leads to the last durable rows, in order: each snapshot with the deltas after it.
+
+    Notes
+    -----
+    A cold row is read from the newest snapshot itself, if the store was opened from that: where it
+    is damaged there, the snapshot before has it, too, as long as no delta since is missing.
+    """
+    found = state.manifest
+    by_number = {entry["sequence"]: entry["name"] for entry in found.deltas}
+    for named in [*reversed(found.snapshots), None]:
+        sequence, chain = 0, list[Opener]()
+        if named is not None:
+            sequence = named["sequence"]
+            chain.append(partial(SnapshotReader, snapshot_path(state.path, named["name"])))
+        numbers = range(sequence + 1, found.sequence + 1)
+        if all(number in by_number for number in numbers):
+            chain += [
+                partial(DeltaReader, delta_path(state.path, by_number[number]))
+                for number in numbers
+            ]
+            yield chain
 
 
 def _collect(

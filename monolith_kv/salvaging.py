@@ -22,11 +22,11 @@ from monolith_kv.opening import open_overflow, release
 from monolith_kv.restoring import build, refuse_taken
 from monolith_kv.state import NO_RECORDS, Settings, StoreState
 from monolith_kv.storage import call_log, delta_log, files, manifest, snapshot
+from monolith_kv.storage.cold_rows import as_rows
 from monolith_kv.storage.format import HEADER_BYTES, OVERFLOW_FOLDER, FileType, RecordKind
 from monolith_kv.storage.framing import Record, decode_json
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.recovery import (
-    entry_of,
     load_dense,
     load_rows,
     load_sightings,
@@ -34,7 +34,7 @@ from monolith_kv.storage.recovery import (
     set_dense,
 )
 from monolith_kv.storage.scan import good_records
-from monolith_kv.storage.tables import sync_tables
+from monolith_kv.storage.tables import entry_of, sync_tables
 from monolith_kv.verifying import verify_files
 
 MEMORY_BYTES = 1 << 30  # Of rows and index; past that, rows go to disk on the way.
@@ -191,6 +191,8 @@ def _gather_record(state: StoreState, record: Record, path: str) -> None:
     if not by_id and state.manifest.tables:  # META was lost; the manifest knows the tables, too.
         sync_tables(state, state.manifest.tables, state.path)
         by_id = {entry.id: entry for entry in state.tables.values()}
+    if record.kind == RecordKind.COLD:
+        record = as_rows(record, path, None)
     if record.kind == RecordKind.ROWS:
         load_rows(state, by_id, record, path)
     elif record.kind == RecordKind.REMOVED:

@@ -154,7 +154,8 @@ def spoil_rows(tier: Any, core: Any, fids: NDArray[np.uint64], bit: int = 200) -
     mask = (1 << found.place_bits) - 1
     for row in core.cold_rows_at(fids).tolist():
         number = row & 0x7FFFFFFF
-        file = next(f for f in found.files if f.number == number >> found.place_bits)
-        at = 64 + (number & mask) * found.place_bytes + bit // 8
-        (byte,) = os.pread(file.fd, 1, at)
-        os.pwrite(file.fd, bytes([byte ^ 1 << bit % 8]), at)
+        file = next(f for f in found.every() if f.number == number >> found.place_bits)
+        at = file.base + (number & mask) * found.place_bytes + bit // 8
+        with open(file.disk.path, "r+b", buffering=0) as disk:
+            (byte,) = os.pread(disk.fileno(), 1, at)
+            os.pwrite(disk.fileno(), bytes([byte ^ 1 << bit % 8]), at)

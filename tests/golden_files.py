@@ -38,12 +38,19 @@ VALUES = np.array([[1.0, -2.0], [0.5, 0.0], [0.25, 8.0]], np.float32)
 ROW = np.dtype([("fid", "<u8"), ("timestamp", "<i8"), ("row", "<f4", (4,))])
 ARRAYS = {"bias": np.array([1.5, -1.0], np.float32), "steps": np.array(7, np.int64)}
 SCHEMA = {"id": 3, "name": "item"}
+CORE_SLICES = [(2, 2, (0.1, 0.1, 0.0), 0, 0.0, 0.0, 0)]
 
 
 def one_row() -> Any:
     row = np.zeros(1, ROW)
     row["fid"], row["timestamp"], row["row"] = FIDS[1], 1_500_000_000, [1.0, -2.0, 0.1, 0.1]
     return row.view(np.uint8)
+
+
+def cold_place(seed: int) -> Any:
+    row = one_row()
+    row[0] += 1
+    return TableCore(Barrier(), CORE_SLICES, 1).checksummed(row, seed)
 
 
 def write_manifest(root: Path) -> Path:
@@ -94,6 +101,7 @@ def write_snapshot(root: Path) -> Path:
             }
         )
         writer.rows(3, one_row(), 1)
+        writer.cold(3, [cold_place(writer.seed)], (5, 6))
         writer.gate(3, b"opaque gate")
         writer.sightings(3, b"opaque")
         writer.touched(3, FIDS[:2])
@@ -213,7 +221,7 @@ def overflow_rows() -> Iterator[str]:
     """A row file with one record."""
     identity = format.FileIdentity(format.NO_UUID, 0, 1)
     header = format.pack_header(format.FileType.ROWS, identity, SALT)
-    core = TableCore(Barrier(), [(2, 2, (0.1, 0.1, 0.0), 0, 0.0, 0.0, 0)], 1)
+    core = TableCore(Barrier(), CORE_SLICES, 1)
     seed = format.unpack_header(header, "example").seed
     place = core.checksummed(one_row(), seed).tobytes()
     for name, offset, size in format.HEADER_FIELDS:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monolith_kv._checksum import crc32c_each
 from monolith_kv.lineage import Epoch, Lineage
 from monolith_kv.storage import (
     call_log,
@@ -35,6 +36,13 @@ def rows(count: int) -> Any:
     """Row records without a zero sector, the same in every run and on every machine."""
     digest = b"".join(hashlib.sha256(n.to_bytes(8, "little")).digest() for n in range(count * 2))
     return np.frombuffer(digest[: count * ROW_BYTES], np.uint8)
+
+
+def places(count: int, seed: int) -> Any:
+    """Rows that are not among the others, each with its checksum behind it."""
+    records = rows(100 + count).reshape(-1, ROW_BYTES)[100:]
+    sums = crc32c_each(records, ROW_BYTES, seed).view(np.uint8).reshape(count, -1)
+    return np.concatenate([records, sums], axis=1)
 
 
 def opaque(size: int) -> bytes:
@@ -99,6 +107,7 @@ def write_snapshot(root: Path, count: int = 60) -> Path:
             }
         )
         writer.rows(3, rows(count), count)
+        writer.cold(3, [places(5, writer.seed)], (1, 2**64 - 1))
         writer.gate(3, opaque(50))
         writer.sightings(3, opaque(20))
         writer.touched(3, fids(4))

@@ -29,6 +29,7 @@ class Shape(NamedTuple):
     meta: Keys
     meta_optional: Keys
     end: Keys
+    end_optional: Keys
 
 
 class ContentsWriter:
@@ -103,7 +104,9 @@ class ContentsReader(ABC):
         self.header: Header = self._reader.header
         self.size = self._reader.size
         check_name(path, shape.name, self.header)
-        self.end = check_keys(self._reader.meta, shape.end, path, self._reader.end_offset)
+        self.end = check_keys(
+            self._reader.meta, shape.end, path, self._reader.end_offset, shape.end_optional
+        )
         self.meta, self.lineage = read_meta(self._reader, shape.meta, shape.meta_optional)
 
     @abstractmethod
@@ -130,9 +133,13 @@ def append_rows(writer: RecordWriter, table: int, records: NDArray[np.uint8], co
         writer.append(RecordKind.ROWS, flat[start * size : stop * size], table, stop - start)
 
 
-def body(reader: RecordReader, kinds: frozenset[RecordKind]) -> Iterator[Record]:
+def body(
+    reader: RecordReader,
+    kinds: frozenset[RecordKind],
+    skipped: frozenset[RecordKind] = frozenset(),
+) -> Iterator[Record]:
     """Yield the records behind META, refusing kinds that do not belong into such a file."""
-    records = iter(reader)
+    records = reader.skipping(skipped) if skipped else iter(reader)
     next(records)
     for record in records:
         if record.kind not in kinds:
@@ -167,8 +174,7 @@ def read_meta(reader: RecordReader, keys: Keys, optional: Keys) -> tuple[dict[st
         offset = reader.end_offset if record is None else record.offset
         raise corruption(reader.path, offset, "the first record is not META")
     meta = decode_json(record.payload, reader.path, record.offset)
-    present = {key: wanted for key, wanted in optional.items() if key in meta}
-    check_keys(meta, {**keys, **present}, reader.path, record.offset)
+    check_keys(meta, keys, reader.path, record.offset, optional)
     try:
         lineage = Lineage.from_json(meta["lineage"])
     except FormatVersionError as error:
@@ -184,9 +190,12 @@ def read_meta(reader: RecordReader, keys: Keys, optional: Keys) -> tuple[dict[st
     return meta, lineage
 
 
-def check_keys(meta: dict[str, Any], keys: Keys, path: str, offset: int) -> dict[str, Any]:
-    """Refuse a JSON object that lacks a key or has one of another type."""
-    for key, wanted in keys.items():
+def check_keys(
+    meta: dict[str, Any], keys: Keys, path: str, offset: int, optional: Keys | None = None
+) -> dict[str, Any]:
+    """Refuse a JSON object that lacks a key or has one of another type; some keys may lack."""
+    present = {key: wanted for key, wanted in (optional or {}).items() if key in meta}
+    for key, wanted in {**keys, **present}.items():
         if key not in meta:
             raise corruption(path, offset, f"{key} is missing")
         if not isinstance(meta[key], wanted) or isinstance(meta[key], bool):

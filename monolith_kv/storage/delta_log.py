@@ -44,7 +44,7 @@ META_KEYS: Keys = {
 META_OPTIONAL: Keys = {"includes": list}
 END_KEYS: Keys = {"rows": int, "removals": int, "digest": str}
 KINDS = frozenset({RecordKind.ROWS, RecordKind.REMOVED, RecordKind.SIGHTINGS, RecordKind.DENSE})
-SHAPE = Shape(FileType.DELTA, DELTA_PATTERN, META_KEYS, META_OPTIONAL, END_KEYS)
+SHAPE = Shape(FileType.DELTA, DELTA_PATTERN, META_KEYS, META_OPTIONAL, END_KEYS, {})
 
 
 def path_of(root: str, name: str) -> str:

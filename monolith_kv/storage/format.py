@@ -26,6 +26,7 @@ MAGIC_TAIL = b"\r\n\x1a"  # A transfer that converts line ends shows, too.
 
 RECORD_BYTES_MAX = 16 << 20  # Of one payload, before and after compression.
 BLOB_BYTES_MAX = 1 << 40  # Of all parts of one logical payload together.
+PLACE_SUM_BYTES = 4  # Of the checksum behind each record in a row file, and of a cold row.
 ALIGNMENT = 8  # Records start at multiples of it, so that arrays in payloads are aligned.
 
 NO_UUID = ""
@@ -60,6 +61,8 @@ class RecordKind(enum.IntEnum):
     GATE = 6
     DENSE = 7
     TOUCHED = 8
+    COLD = 9
+    COLD_IDS = 10
     INSERT = 16
     PUSH = 17
     UPSERT = 18

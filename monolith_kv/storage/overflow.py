@@ -6,6 +6,9 @@ before its row becomes cold, and its place is never used again. Each has a check
 damaged one is counted and left out, never returned. Where a record lies the index knows
 (cython_src/_rowfile.pxd). A row that comes back to memory leaves a dead place behind; files with
 many of these are emptied, a part at a time.
+
+Rows that a snapshot has in places stay there when a store is opened from it: they are only read.
+When the store retires that snapshot its rows are moved out, since its room is given back only then.
 """
 
 import contextlib
@@ -13,8 +16,8 @@ import os
 import resource
 import shutil
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +25,23 @@ from numpy.typing import NDArray
 from monolith_kv._table import TableCore
 from monolith_kv.errors import ClosedError, StoreFullError
 from monolith_kv.storage import files
+from monolith_kv.storage.cold_rows import ColdRows
 from monolith_kv.storage.format import (
     HEADER_BYTES,
     NO_UUID,
+    PLACE_SUM_BYTES,
     FileIdentity,
     FileType,
     pack_header,
     unpack_header,
 )
+from monolith_kv.storage.row_files import COLD, DiskFile, RowFile, TableFiles
 
-SUM_BYTES = 4
 FILE_BYTES_MAX = 64 << 20
 FILES_MIN = 16  # At least so many under a limit, or emptying them would take too much of it.
 LIMIT_BYTES_MIN = 1 << 20
 PLACE_BITS_MIN, PLACE_BITS_MAX = 4, 20
-FILES_MAX = 65_536  # ROWFILES_MAX
 GOOD, DAMAGED, UNREADABLE = 1, 2, 3  # ROW_GOOD, ROW_DAMAGED, ROW_UNREADABLE
-COLD = 1 << 31  # ROW_COLD
 # Above it files are emptied: this bounds what the disk holds, and how many rows are written again
 # for each that is evicted, which are those of the emptiest file.
 DEAD_SHARE_MAX = 0.22
@@ -51,42 +54,6 @@ Records = NDArray[np.uint8]
 Positions = NDArray[np.int64]
 Places = NDArray[np.uint32]
 Floats = NDArray[np.float32]
-
-
-@dataclass
-class RowFile:
-    """One row file: as much as is written, and how far it has been emptied."""
-
-    path: str
-    fd: int
-    number: int
-    seed: int
-    places: int = 0  # written
-    emptied: int = 0
-    awaited: int = 0  # Writes whose rows may not have come yet.
-    is_stuck: bool = False  # A record that cannot be read keeps it.
-
-
-@dataclass
-class TableFiles:
-    """The row files of one table; the last of them is the one being written."""
-
-    core: TableCore
-    place_bits: int
-    files: list[RowFile] = field(default_factory=list)
-
-    @property
-    def place_bytes(self) -> int:
-        """Of a record and its checksum."""
-        return self.core.record_bytes + SUM_BYTES
-
-    def bytes_of(self, file: RowFile) -> int:
-        """Bytes of disk."""
-        return HEADER_BYTES + file.places * self.place_bytes
-
-    def dead_bytes_of(self, file: RowFile) -> int:
-        """Bytes of places whose row is not there any more."""
-        return (file.places - self.core.live_rows(file.number)) * self.place_bytes
 
 
 class OverflowTier:
@@ -234,9 +201,59 @@ class OverflowTier:
             found = self._tables.pop(table, None)
             self._gone.add(table)
             if found is not None:
-                for file in found.files:
-                    self._close_file(found.core, file)
-                    files.remove_quietly(file.path)
+                found.close()
+
+    def begin_anew(self) -> None:
+        """Remove all files of all tables, whose ids may come again."""
+        with self._changing():
+            for table in list(self._tables):
+                self._tables.pop(table).close()
+            self._gone.clear()
+
+    # --- rows of a snapshot ----------------------------------------------------------------
+
+    def share(self, path: str, fd: int, seed: int) -> DiskFile:
+        """Return a snapshot's file for `adopt`; it is closed when no row lies in it any more."""
+        return DiskFile(path, fd, seed, is_own=False)
+
+    def adopt(
+        self, table: int, core: TableCore, disk: DiskFile, rows: ColdRows
+    ) -> list[Callable[[], None]]:
+        """Take cold rows that a table does not know yet where they lie; nothing is read.
+
+        Parameters
+        ----------
+        table : int
+            Table id.
+        core : TableCore
+            The table.
+        disk : DiskFile
+            From `share`.
+        rows : ColdRows
+            Of places of this table's size.
+
+        Returns
+        -------
+        list of callable
+            What is left to do, in any thread and order: let the table know them.
+        """
+        jobs: list[Callable[[], None]] = []
+        with self._changing():
+            found = self._files_of(table, core)
+            digest, places_max = rows.digest, 1 << found.place_bits
+            for start in range(0, len(rows.fids), places_max):
+                stop = min(start + places_max, len(rows.fids))
+                base = rows.offset + start * found.place_bytes
+                part = found.add(RowFile(disk, found.free_number(1), base, stop - start, awaited=1))
+                few = rows._replace(
+                    fids=rows.fids[start:stop], times=rows.times[start:stop], digest=digest
+                )
+                jobs.append(partial(_enter, found, part, few))
+                digest = (0, 0)
+            size = sum(each.part_places * each.place_bytes for each in self._tables.values())
+            if self._limit is not None and size > self._limit:
+                raise self._full(size)
+        return jobs
 
     # --- size ------------------------------------------------------------------------------
 
@@ -250,13 +267,13 @@ class OverflowTier:
     def bytes(self) -> int:
         """Bytes of disk that the tier takes."""
         with self._lock:
-            return sum(t.bytes_of(file) for t in self._tables.values() for file in t.files)
+            return sum(found.bytes for found in self._tables.values())
 
     @property
     def dead_bytes(self) -> int:
         """Bytes of these whose rows came back to memory, or are gone."""
         with self._lock:
-            return self._dead_bytes(is_stuck=True)
+            return self._dead_bytes()
 
     def shrink(self) -> int:
         """Empty what is mostly dead, all of it; return the bytes of disk given back."""
@@ -273,9 +290,7 @@ class OverflowTier:
             if not self._is_closed:
                 self._is_closed = True
                 for table in list(self._tables):
-                    found = self._tables.pop(table)
-                    for file in found.files:
-                        self._close_file(found.core, file)
+                    self._tables.pop(table).close()
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- writing ---------------------------------------------------------------------------
@@ -285,6 +300,8 @@ class OverflowTier:
         with self._lock:
             self._check()
             with files.disk_errors(self.folder):
+                for disk in {part.disk.fd: part.disk for part in self._parts()}.values():
+                    disk.look()
                 yield
 
     def _files_of(self, table: int, core: TableCore) -> TableFiles:
@@ -304,9 +321,9 @@ class OverflowTier:
         places = np.empty(len(records), np.uint32)
         places_max, start = 1 << found.place_bits, 0
         while start < len(records):
-            if not found.files or found.files[-1].places == places_max:
+            if not found.own or found.own[-1].places == places_max:
                 self._new_file(found, spare)
-            file = found.files[-1]
+            file = found.own[-1]
             stop = min(len(records), start + places_max - file.places)
             first = (file.number << found.place_bits) | file.places
             self._write(found, file, records[start:stop])
@@ -317,32 +334,25 @@ class OverflowTier:
     def _await(self, found: TableFiles, places: Places, change: int) -> None:
         """Keep files in which rows are about to lie, or no longer."""
         numbers = set((places >> found.place_bits).tolist())
-        for file in found.files:
+        for file in found.own:
             file.awaited += change * (file.number in numbers)
 
     def _write(self, found: TableFiles, file: RowFile, records: Records) -> None:
-        data = found.core.checksummed(records.reshape(-1), file.seed)
+        data = found.core.checksummed(records.reshape(-1), file.disk.seed)
         # What an earlier write left of itself, when it failed, is written over.
-        os.lseek(file.fd, found.bytes_of(file), os.SEEK_SET)
-        self.written_bytes += files.write_all(file.fd, [data])
+        os.lseek(file.disk.fd, found.bytes_of(file), os.SEEK_SET)
+        self.written_bytes += files.write_all(file.disk.fd, [data])
         file.places += len(records)
         found.core.wrote_places(file.number, file.places)
 
     def _new_file(self, found: TableFiles, spare: int) -> None:
-        taken = {file.number for file in found.files}
-        open_files = sum(len(each.files) for each in self._tables.values())
+        open_files = sum(len(each.own) for each in self._tables.values())
         if open_files >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
             raise StoreFullError(
                 f"{self.folder} has {open_files} files, half of what this process may have open; "
                 "raise its limit of open files (ulimit -n), or memory_limit"
             )
-        most = min(FILES_MAX, COLD >> found.place_bits) - spare  # More places have no number.
-        number = next((n for n in range(most) if n not in taken), None)
-        if number is None:
-            raise StoreFullError(
-                f"{self.folder} has {most} files of one table and can have no more; raise "
-                "memory_limit, or remove or expire rows"
-            )
+        number = found.free_number(spare)
         self._made += 1
         path = os.path.join(self.folder, f"{self._made:010d}.rows")
         fd = files.create_file(path)
@@ -350,16 +360,15 @@ class OverflowTier:
             header = pack_header(FileType.ROWS, FileIdentity(NO_UUID, 0, self._made))
             seed = unpack_header(header, path).seed
             self.written_bytes += files.write_all(fd, [header])
-            found.core.add_row_file(number, fd, seed)
+            found.add(RowFile(DiskFile(path, fd, seed), number))
         except BaseException:
             os.close(fd)
             files.remove_quietly(path)
             raise
-        found.files.append(RowFile(path, fd, number, seed))
 
     def _place_bits(self, core: TableCore) -> int:
         size = FILE_BYTES_MAX if self._limit is None else self._limit // FILES_MIN
-        places = min(size, FILE_BYTES_MAX) // (core.record_bytes + SUM_BYTES)
+        places = min(size, FILE_BYTES_MAX) // (core.record_bytes + PLACE_SUM_BYTES)
         return min(max(places.bit_length() - 1, PLACE_BITS_MIN), PLACE_BITS_MAX)
 
     def _make_room(self, found: TableFiles, records: Records) -> None:
@@ -373,19 +382,21 @@ class OverflowTier:
         if self.bytes + more > self._limit:
             self._empty(None, 0.0, until=self._limit - more)
         if self.bytes + more > self._limit:
-            raise StoreFullError(
-                f"the overflow tier {self.folder} is full: {self.bytes} of {self._limit} bytes; "
-                "raise overflow_limit or memory_limit, or remove or expire rows"
-            )
+            raise self._full(self.bytes)
 
-    def _dead_bytes(self, *, is_stuck: bool) -> int:
-        """Of all files, or of those that can be emptied."""
-        return sum(
-            found.dead_bytes_of(file)
-            for found in self._tables.values()
-            for file in found.files
-            if is_stuck or not file.is_stuck
+    def _full(self, size: int) -> StoreFullError:
+        return StoreFullError(
+            f"the overflow tier {self.folder} is full: {size} of {self._limit} bytes; "
+            "raise overflow_limit or memory_limit, or remove or expire rows"
         )
+
+    def _parts(self) -> Iterator[RowFile]:
+        """Yield a part of the snapshot, if there is one, of each table."""
+        for found in self._tables.values():
+            yield from found.parts[:1]
+
+    def _dead_bytes(self) -> int:
+        return sum(found.dead_bytes for found in self._tables.values())
 
     # --- emptying --------------------------------------------------------------------------
 
@@ -404,23 +415,31 @@ class OverflowTier:
         left = scan_bytes
         while left is None or left > 0:
             self._drop_dead()
-            taken = self.bytes
-            if taken <= until or self._dead_bytes(is_stuck=False) <= dead_share * taken:
+            chosen, taken = self._nameless(), self.bytes
+            if chosen is None:
+                if taken <= until or self._dead_bytes() <= dead_share * taken:
+                    break
+                chosen = self._emptiest()
+            if chosen is None:
                 break
-            found, file = self._emptiest()
-            if found is None or file is None:
-                break
-            scanned = self._empty_part(found, file)
+            scanned = self._empty_part(*chosen)
             left = None if left is None else left - scanned
         self._drop_dead()
 
-    def _emptiest(self) -> tuple[TableFiles | None, RowFile | None]:
+    def _nameless(self) -> tuple[TableFiles, RowFile] | None:
+        """Return a part of a snapshot that only this tier keeps."""
+        for found in self._tables.values():
+            if (part := found.nameless_part()) is not None:
+                return found, part
+        return None
+
+    def _emptiest(self) -> tuple[TableFiles, RowFile] | None:
         """Return the file to empty: the one begun, or the one with most dead bytes."""
-        best: tuple[TableFiles | None, RowFile | None] = (None, None)
+        best: tuple[TableFiles, RowFile] | None = None
         most = 0
         for found in self._tables.values():
-            for file in found.files:
-                is_small = file is found.files[-1] and found.bytes_of(file) < LAST_BYTES_MIN
+            for file in found.own:
+                is_small = file is found.own[-1] and found.bytes_of(file) < LAST_BYTES_MIN
                 if file.is_stuck or file.awaited or is_small:
                     continue
                 if file.emptied:
@@ -433,12 +452,12 @@ class OverflowTier:
     def _empty_part(self, found: TableFiles, file: RowFile) -> int:
         """Move the live rows of the next part of a file; return the bytes gone through."""
         core, size = found.core, found.place_bytes
-        if file is found.files[-1]:
+        if found.own and file is found.own[-1]:
             self._new_file(found, 0)  # Nothing is appended to a file that is emptied.
         count = min(file.places - file.emptied, max(1, BLOCK_BYTES // size))
         block = np.empty((count, size), np.uint8)
         try:
-            got = os.preadv(file.fd, [block.data], HEADER_BYTES + file.emptied * size)
+            got = os.preadv(file.disk.fd, [block.data], file.base + file.emptied * size)
         except OSError:
             file.is_stuck = True  # Its rows are read one by one, or taken from elsewhere.
             return int(block.nbytes)
@@ -458,16 +477,17 @@ class OverflowTier:
     def _drop_dead(self) -> None:
         """Remove files in which no row lies any more."""
         for found in self._tables.values():
-            for file in list(found.files):
-                if file.places and not file.awaited and not found.core.live_rows(file.number):
-                    found.core.remove_row_file(file.number)
-                    found.files.remove(file)
-                    os.close(file.fd)
-                    files.remove_quietly(file.path)
+            for file in [*found.own, found.next_part()]:
+                if file is None or file.awaited or found.live_rows(file):
+                    continue
+                if file.places:
+                    found.drop(file)
 
-    def _close_file(self, core: TableCore, file: RowFile) -> None:
-        core.close_row_file(file.number)
-        os.close(file.fd)
+
+def _enter(found: TableFiles, part: RowFile, rows: ColdRows) -> None:
+    first = part.number << found.place_bits
+    found.core.enter_cold(rows.fids, rows.times, first, *rows.digest)
+    part.awaited = 0
 
 
 def fids_of(records: Records) -> Fids:

@@ -45,6 +45,7 @@ from monolith_kv.storage.framing import (
 from monolith_kv.storage.stream import File, Stream
 
 FLUSH_BYTES = 8 << 20
+SKIPPING_WINDOW_BYTES = 256 << 10  # What lies behind a window may be skipped.
 TAIL_BYTES = 4096  # More than the END record of a large file takes.
 
 
@@ -67,6 +68,11 @@ class RecordWriter:
     StoreFullError
         No room; from any method. Discard the writer then.
 
+    Attributes
+    ----------
+    seed : int
+        From which all checksums in the file start.
+
     Notes
     -----
     Not thread-safe. As a context manager it discards what was not published.
@@ -85,7 +91,7 @@ class RecordWriter:
         try:
             header = pack_header(file_type, identity)
             parsed = unpack_header(header, path)
-            self._seed, self._previous = parsed.seed, parsed.crc
+            self.seed, self._previous = parsed.seed, parsed.crc
             self._write([header])
         except BaseException:
             self.discard()
@@ -114,7 +120,7 @@ class RecordWriter:
         compress : bool
             Try zstd; kept only where it is smaller.
         """
-        frames = frame_payload(payload, self._seed, self._previous, kind, table, count, 0, compress)
+        frames = frame_payload(payload, self.seed, self._previous, kind, table, count, 0, compress)
         for frame in frames:
             self._write(frame.buffers)
             self._previous = frame.crc
@@ -206,15 +212,30 @@ class RecordReader:
         """Yield all records but END, in order, each verified; END's count of them is, too."""
         return self._records(Stream(self._file))
 
+    def skipping(self, kinds: frozenset[RecordKind]) -> Iterator[Record]:
+        """Yield all records but END; those of some kinds without a payload, which is not read.
+
+        Notes
+        -----
+        That such a record is where it was written is proved by the next one, which names its
+        checksum; what its other fields say is not.
+        """
+        self._file.keep_cached()
+        return self._records(Stream(self._file, SKIPPING_WINDOW_BYTES, 0), kinds)
+
     def first(self) -> Record | None:
         """Return the first record, None if there is none but END; nothing else is read."""
         return next(self._records(self._file), None)
 
-    def _records(self, source: Source) -> Iterator[Record]:
+    def _records(
+        self, source: Source, skipped: frozenset[RecordKind] = frozenset()
+    ) -> Iterator[Record]:
         assembler = Assembler(self.path)
         offset, previous, parts = HEADER_BYTES, self.header.crc, 0
         while offset < self.end_offset:
-            part = self._part(source, offset, previous)
+            part = self._skip(source, offset, previous) if skipped else None
+            if part is None or part.header.kind not in skipped:
+                part = self._part(source, offset, previous)
             if part.header.kind == RecordKind.END:
                 self._corrupt(part.end, Damage(f"{self.size - part.end} bytes lie behind the end"))
             try:
@@ -232,6 +253,10 @@ class RecordReader:
                 offset, Damage(f"the end counts {end.header.count} records, found {parts}")
             )
 
+    def duplicate(self) -> int:
+        """Return another descriptor of the file, which the caller closes."""
+        return self._file.duplicate()
+
     def verify(self) -> None:
         """Read and check every byte of the file."""
         for _ in self:
@@ -242,6 +267,17 @@ class RecordReader:
             return read_part(source, offset, self.size, self.header.seed, previous)
         except Damage as damage:
             self._corrupt(offset, damage)
+
+    def _skip(self, source: Source, offset: int, previous: int) -> Part | None:
+        """Return a record without its payload, unverified; None: it is not one by itself."""
+        try:
+            header = peek_part(source, offset, self.size)
+        except Damage as damage:
+            self._corrupt(offset, damage)
+        if header.previous != previous or header.flags:
+            return None
+        end = offset + RECORD_HEADER_BYTES + padded(header.length)
+        return Part(header, memoryview(b""), offset, end)
 
     def _find_end(self) -> tuple[int, Part]:
         # From the back: hopping there from header to header reads all over the file.

@@ -26,11 +26,12 @@ from monolith_kv.state import (
     store_digest,
 )
 from monolith_kv.storage import call_log, delta_log, dense, sightings, snapshot
+from monolith_kv.storage.adopter import Adopter
 from monolith_kv.storage.format import HEADER_BYTES, Header, RecordKind
 from monolith_kv.storage.framing import Record
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.replay import replay
-from monolith_kv.storage.tables import sync_tables
+from monolith_kv.storage.tables import entry_of, sync_tables
 
 Progress = Callable[[int, int], None]
 
@@ -138,6 +139,8 @@ def _forget(state: StoreState, manifest: Manifest) -> None:
     """Drop what was loaded of a snapshot before its damage was found."""
     for entry in list(state.tables.values()):
         state.drop_entry(entry)
+    if state.overflow is not None:
+        state.overflow.begin_anew()  # What comes instead has tables of the same ids.
     state.dense = DenseState()
     state.next_table_id = manifest.next_table_id
 
@@ -154,9 +157,8 @@ def load_snapshot(
     """
     base = Base(reader)
     sync_tables(state, reader.meta["tables"], reader.path)
-    if len(state.tables) == 1 and state.overflow is None:  # Of several, END tells no shares.
-        core = next(iter(state.tables.values())).core
-        core.expect(min(max(0, reader.end["rows"]), reader.size // core.record_bytes))
+    for entry in state.tables.values():
+        _expect(state, entry, reader)
     with Loader() as loader:
         _load_records(state, reader, base, loader, progress)
     state.dense.version = reader.meta["dense_version"]
@@ -170,6 +172,21 @@ def load_snapshot(
     return base
 
 
+def _expect(state: StoreState, entry: TableEntry, reader: snapshot.SnapshotReader) -> None:
+    """Make a table ready for the rows that END announces, as far as the file can have them."""
+    counts = reader.end.get("by_table", {}).get(str(entry.id))
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        return
+    rows, cold = (
+        min(max(0, c), reader.size // entry.core.record_bytes) for c in (*counts, 0, 0)[:2]
+    )
+    if state.overflow is None:
+        rows, cold = rows + cold, 0
+    if state.settings.memory_limit is not None:
+        rows = min(rows, state.settings.memory_limit // entry.core.place_bytes)
+    entry.core.expect(rows, cold)
+
+
 def _load_records(
     state: StoreState,
     reader: snapshot.SnapshotReader,
@@ -179,15 +196,18 @@ def _load_records(
 ) -> None:
     by_id = {entry.id: entry for entry in state.tables.values()}
     rows = 0
-    for record in reader.records():
+    adopter = (
+        None if state.overflow is None else Adopter(state, state.overflow, by_id, reader, loader)
+    )
+    for record in reader.records(adopter):
         if record.kind == RecordKind.ROWS:
-            if state.overflow is None:
-                loader.add(*_rows_in(by_id, record, reader.path))
-            else:
-                load_rows(state, by_id, record, reader.path)
+            if state.budget is not None:  # What waits to be loaded is part of what stays free.
+                with state.mutex:
+                    state.budget.settle(len(record.payload))
+            loader.add(*_rows_in(by_id, record, reader.path))
             rows += record.count
             if progress is not None:
-                progress(rows, reader.end["rows"])
+                progress(rows + (adopter.rows if adopter else 0), reader.end["rows"])
         elif record.kind == RecordKind.GATE:
             load_gate(entry_of(by_id, record, reader.path), record, reader.path)
         elif record.kind == RecordKind.TOUCHED:
@@ -377,19 +397,6 @@ def set_dense(state: StoreState, record: Record, path: str) -> None:
     state.dense.data = data
     state.dense.version = record.count
     state.dense.is_pending = False
-
-
-def entry_of(by_id: Mapping[int, TableEntry], record: Record, path: str) -> TableEntry:
-    """Return the table that a record is about; CorruptionError if the file names none such."""
-    entry = by_id.get(record.table)
-    if entry is None:
-        raise CorruptionError(
-            f"{path} at byte {record.offset}: a record of table {record.table}, of which META "
-            "knows nothing; run mkv verify",
-            path,
-            record.offset,
-        )
-    return entry
 
 
 # --- checks --------------------------------------------------------------------------------

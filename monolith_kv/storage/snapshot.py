@@ -1,18 +1,20 @@
 """Snapshots: one self-contained file with all that a store held at one instant.
 
-A snapshot is META, then ROWS, GATE, SIGHTINGS, TOUCHED and DENSE records in any number, then END.
+A snapshot is META, then ROWS, COLD with COLD_IDS, GATE, SIGHTINGS, TOUCHED and DENSE records in any
+number, then END.
 It appears under its name only when it is complete and durable. SIGHTINGS and TOUCHED are what no
 delta holds yet: sightings that are in GATE, too, and ids touched or removed since the last one.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv.storage import files, format
+from monolith_kv.storage.cold_rows import SKIPPED, Adopt, ColdRows, append_cold, joined
 from monolith_kv.storage.contents import (
     ContentsReader,
     ContentsWriter,
@@ -45,6 +47,7 @@ META_KEYS: Keys = {
 }
 META_OPTIONAL: Keys = {"calls_from": int, "includes": list, "instant": str, "unsealed": dict}
 END_KEYS: Keys = {"rows": int, "digest": str}
+END_OPTIONAL: Keys = {"by_table": dict}
 KINDS = frozenset(
     {
         RecordKind.ROWS,
@@ -52,9 +55,11 @@ KINDS = frozenset(
         RecordKind.SIGHTINGS,
         RecordKind.TOUCHED,
         RecordKind.DENSE,
+        RecordKind.COLD,
+        RecordKind.COLD_IDS,
     }
 )
-SHAPE = Shape(FileType.SNAPSHOT, SNAPSHOT_PATTERN, META_KEYS, META_OPTIONAL, END_KEYS)
+SHAPE = Shape(FileType.SNAPSHOT, SNAPSHOT_PATTERN, META_KEYS, META_OPTIONAL, END_KEYS, END_OPTIONAL)
 
 
 def path_of(root: str, name: str) -> str:
@@ -116,8 +121,30 @@ class SnapshotWriter(ContentsWriter):
         else:
             self.path = path
         self.name = os.path.basename(self.path)
+        self._by_table: dict[str, list[int]] = {}  # Rows in ROWS, and cold ones.
         identity = FileIdentity(uuid, epoch, sequence)
         super().__init__(RecordWriter(self.path, FileType.SNAPSHOT, identity, replace=path is None))
+
+    @property
+    def seed(self) -> int:
+        """Where the checksums of places start."""
+        return self._writer.seed
+
+    def rows(self, table: int, records: NDArray[np.uint8], count: int) -> None:
+        """Write packed rows of one table; see `ContentsWriter.rows`."""
+        super().rows(table, records, count)
+        self._count(table, 0, count)
+
+    def cold(
+        self, table: int, places: Sequence[NDArray[np.uint8]], digest: tuple[int, int]
+    ) -> None:
+        """Write rows of one table that lie in overflow; see `cold_rows.append_cold`."""
+        count = append_cold(self._writer, table, places, digest)
+        self.rows_written += count
+        self._count(table, 1, count)
+
+    def _count(self, table: int, tier: int, rows: int) -> None:
+        self._by_table.setdefault(str(table), [0, 0])[tier] += rows
 
     def gate(self, table: int, data: Buffer) -> None:
         """Write the whole state of one table's gate, compressed."""
@@ -133,9 +160,10 @@ class SnapshotWriter(ContentsWriter):
         Parameters
         ----------
         end_meta : mapping
-            Goes into END, with "rows" as written; needs "digest".
+            Goes into END, with "rows" and "by_table" as written; needs "digest".
         """
-        return self.path, self._writer.publish({**end_meta, "rows": self.rows_written})
+        counted = {"rows": self.rows_written, "by_table": self._by_table}
+        return self.path, self._writer.publish({**end_meta, **counted})
 
 
 class SnapshotReader(ContentsReader):
@@ -166,15 +194,31 @@ class SnapshotReader(ContentsReader):
         if self.meta["uuid"] != self.header.identity.uuid:
             raise corruption(path, 0, f"META is of store {self.meta['uuid']}, the header is not")
 
-    def records(self) -> Iterator[Record]:
+    def duplicate(self) -> int:
+        """Return a descriptor of the file, which the caller closes."""
+        return self._reader.duplicate()
+
+    def records(self, adopt: Adopt | None = None) -> Iterator[Record]:
         """Yield the records behind META: (kind, table, count, payload, offset).
+
+        Parameters
+        ----------
+        adopt : callable, optional
+            Takes cold rows, which are then not read; by default they come as ROWS.
 
         Notes
         -----
         After the last one END's count is compared. Payloads are views of what was read.
         """
         rows = 0
-        for record in body(self._reader, KINDS):
+        is_read = adopt is None
+        records = body(self._reader, KINDS, frozenset() if is_read else SKIPPED)
+        for record in joined(records, self.path, self.header.seed, is_read=is_read):
+            if isinstance(record, ColdRows):
+                assert adopt is not None
+                adopt(record)
+                rows += len(record.fids)
+                continue
             if record.kind == RecordKind.ROWS:
                 check_rows(self.path, record)
                 rows += record.count

@@ -58,6 +58,14 @@ class File:
         if size > 0 and not self._flags and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
 
+    def duplicate(self) -> int:
+        """Return another descriptor of it, which the caller closes."""
+        return os.dup(self._fd)
+
+    def keep_cached(self) -> None:
+        """Let the system keep what is read from now on: it will be read again."""
+        self._flags = 0
+
     def close(self) -> None:
         """Close it; what was read stays valid. Again: nothing."""
         fd, self._fd = self._fd, -1
@@ -72,14 +80,25 @@ class File:
 class Stream:
     """The bytes of a file from front to end, in windows; the disk reads ahead of them.
 
+    Parameters
+    ----------
+    file : File
+        To read from.
+    window_bytes, ahead_bytes : int, optional
+        Read at once, and asked of the disk for later.
+
     Notes
     -----
     A window stays as it is while there is a view of it; then its memory serves the next one, which
     spares the system to clear as much again.
     """
 
-    def __init__(self, file: File) -> None:
+    def __init__(
+        self, file: File, window_bytes: int | None = None, ahead_bytes: int | None = None
+    ) -> None:
         self._file = file
+        self._window_bytes = WINDOW_BYTES if window_bytes is None else window_bytes
+        self._ahead_bytes = AHEAD_BYTES if ahead_bytes is None else ahead_bytes
         self._start = 0
         self._data = memoryview(b"")
         self._spare: list[NDArray[np.uint8]] = []
@@ -89,10 +108,10 @@ class Stream:
         start = offset - self._start
         if start < 0 or start + size > len(self._data):
             self._data = memoryview(b"")  # If nobody looks at it any more, it is the next one.
-            self._data = self._read(offset, max(size, WINDOW_BYTES))
+            self._data = self._read(offset, max(size, self._window_bytes))
             self._start, start = offset, 0
             end = offset + len(self._data)
-            self._file.expect(end, min(AHEAD_BYTES, self._file.size - end))
+            self._file.expect(end, min(self._ahead_bytes, self._file.size - end))
         return self._data[start : start + size]
 
     def _read(self, offset: int, size: int) -> memoryview:

@@ -8,7 +8,9 @@ from typing import Any
 
 from monolith_kv.errors import CorruptionError, SchemaError
 from monolith_kv.schema import TableSchema
-from monolith_kv.state import StoreState
+from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.storage.cold_rows import ColdRows
+from monolith_kv.storage.framing import Record
 
 
 def read_schemas(tables: Iterable[Mapping[str, Any]], path: str) -> dict[int, TableSchema]:
@@ -53,3 +55,16 @@ def sync_tables(state: StoreState, tables: Iterable[Mapping[str, Any]], path: st
             elif known[table_id].schema != schema:
                 state.change_schema(known[table_id], schema)
         state.next_table_id = max([state.next_table_id, *(i + 1 for i in schemas)])
+
+
+def entry_of(by_id: Mapping[int, TableEntry], record: Record | ColdRows, path: str) -> TableEntry:
+    """Return the table that a record is about; CorruptionError if the file names none such."""
+    entry = by_id.get(record.table)
+    if entry is None:
+        raise CorruptionError(
+            f"{path} at byte {record.offset}: a record of table {record.table}, of which META "
+            "knows nothing; run mkv verify",
+            path,
+            record.offset,
+        )
+    return entry

@@ -19,8 +19,8 @@ from crash.figures import Figure
 
 import monolith_kv as mkv
 from monolith_kv._table import Barrier, TableCore
-from monolith_kv.storage.format import HEADER_BYTES
-from monolith_kv.storage.overflow import SUM_BYTES, OverflowTier, fids_of
+from monolith_kv.storage.format import HEADER_BYTES, PLACE_SUM_BYTES
+from monolith_kv.storage.overflow import OverflowTier, fids_of
 
 GOAL = "100 %, 0 silent, 0 crash"
 DIM = 32
@@ -50,7 +50,7 @@ def _flip_records(folder: str, step: int) -> Figure:
     tier.settle(TABLE, places)
     (path,) = Path(tier.folder).iterdir()
     size = path.stat().st_size
-    width = core.record_bytes + SUM_BYTES
+    width = core.record_bytes + PLACE_SUM_BYTES
     tried = range(0, 8 * size, step)
     with path.open("r+b", buffering=0) as file:
         silent = sum(not _is_left_out(tier, core, file.fileno(), bit, fids, width) for bit in tried)

@@ -8,11 +8,14 @@ are wrong and yet agree.
 import contextlib
 import itertools
 import os
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+from checks import FAST_FOLDER
 
 import monolith_kv as mkv
 from monolith_kv._table import Barrier, TableCore
@@ -23,6 +26,7 @@ from monolith_kv.schema import Slice, TableSchema, slices_of
 from monolith_kv.state import Settings, StoreState, TableEntry, settle_core
 from monolith_kv.storage import (
     call_log,
+    cold_rows,
     delta_log,
     dense,
     files,
@@ -35,7 +39,7 @@ from monolith_kv.storage import (
     snapshot,
 )
 from monolith_kv.storage.framing import Damage
-from monolith_kv.storage.overflow import DAMAGED, GOOD, fids_of
+from monolith_kv.storage.overflow import DAMAGED, GOOD, OverflowTier, fids_of
 from monolith_kv.storage.tables import read_schemas
 
 ROOT = "/fuzzed"
@@ -96,6 +100,7 @@ def checks_off() -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, "crc32c", _agree))
         stack.enter_context(mock.patch.object(files, "open_readable", MEMORY.open))
         stack.enter_context(mock.patch.object(recovery, "store_digest", _agree))
+        stack.enter_context(mock.patch.object(cold_rows, "crc32c_each", _agree_each))
         yield
 
 
@@ -103,20 +108,29 @@ def _agree(data: object, value: int = 0) -> AnyChecksum:
     return AGREES
 
 
+def _agree_each(rows: object, size: int, value: int) -> AnyChecksum:
+    return AGREES
+
+
 # --- tables that what was read goes into -------------------------------------------------------
 
 
 class Tables:
-    """A state with the tables of SCHEMAS, made anew from time to time."""
+    """A state with the tables of SCHEMAS, made anew from time to time; it may have two tiers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_overflow: bool = False) -> None:
         self._uses = itertools.count()
+        self._has_overflow = has_overflow
         self._state = self._made()
 
     def _made(self) -> StoreState:
         state = StoreState(ROOT, "r", Settings(), lambda: 0.0, lambda: 0.0)
         for table_id, schema in SCHEMAS.items():
             state.put_entry(state.make_entry(table_id, schema))
+        if self._has_overflow:
+            folder = tempfile.mkdtemp(prefix="mkv-fuzz-", dir=FAST_FOLDER)
+            state.overflow = OverflowTier(os.path.join(folder, "overflow"), None)
+            weakref.finalize(state, _end, state.overflow, folder)
         return state
 
     def state(self) -> StoreState:
@@ -134,7 +148,13 @@ class Tables:
         return self.entry().core
 
 
+def _end(overflow: OverflowTier, folder: str) -> None:
+    overflow.close()
+    os.rmdir(folder)
+
+
 TABLES = Tables()
+TIERED = Tables(has_overflow=True)
 
 
 def _are_known(tables: Any) -> bool:
@@ -168,6 +188,21 @@ def parse_snapshot(data: bytes) -> None:
         recovery._load_unsealed(state, base)
     else:
         reader.verify()
+
+
+def parse_adopted(data: bytes) -> None:
+    """A snapshot whose cold rows are not read, but stay where they are."""
+    MEMORY.put(data)
+    reader = snapshot.SnapshotReader(f"{ROOT}/a.snapshot")
+    if not _are_known(reader.meta["tables"]):
+        return
+    state = TIERED.state()
+    recovery.load_snapshot(state, reader)
+    assert state.overflow is not None
+    for entry in state.tables.values():
+        if entry.core.cold_rows:
+            cold = entry.core.cold(entry.core.walk(0)[0])
+            state.overflow.read(entry.core, cold)  # Of checksums of places none agrees by chance.
 
 
 def parse_calls(data: bytes) -> None:
@@ -215,7 +250,7 @@ def _cold_table() -> TableCore:
     """A table whose rows lie in the one file there is."""
     core = _small_table()
     core.begin_overflow(4)
-    core.add_row_file(0, MEMORY.fd, 0)
+    core.add_row_file(0, MEMORY.fd, 0, format.HEADER_BYTES)
     core.evict(COLD_IDS, np.arange(len(COLD_IDS), dtype=np.uint32))
     return core
 
@@ -274,6 +309,7 @@ PARSERS = {
     "manifest": Parser(parse_manifest, REFUSED, "records"),
     "delta": Parser(parse_delta, REFUSED, "records"),
     "snapshot": Parser(parse_snapshot, REFUSED, "records"),
+    "adopted": Parser(parse_adopted, REFUSED, "records"),
     "calls": Parser(parse_calls, REFUSED, "records"),
     "sightings": Parser(parse_sightings, REFUSED, "records"),
     "target": Parser(parse_target, REFUSED, "records"),

@@ -51,6 +51,20 @@ def make_store(folder: Path) -> mkv.Store:
     return store
 
 
+def snapshot_with_cold_rows(folder: Path) -> bytes:
+    """Make a snapshot of a store of the same tables whose rows do not all fit into memory."""
+    with mkv.open(
+        folder, durability="none", delta_interval=None, memory_limit="1KiB",
+        clock=ManualClock(1_500_000_000.0),
+    ) as store:  # fmt: skip
+        item, user = SCHEMAS[1], SCHEMAS[2]
+        table = store.create_table("item", 2, admission=item.admission, ttl=60)
+        other = store.create_table("user", user.slices)
+        table.upsert(np.arange(100, dtype=np.uint64), np.ones((100, 2), np.float32))
+        other.upsert(IDS, np.ones((6, 3), np.float32))
+        return Path(store.snapshot(folder / "cold").path).read_bytes()
+
+
 def seeds(root: Path) -> Iterator[tuple[str, str, bytes]]:
     """Yield target, name and content of each input."""
     with make_store(root / "store") as store:
@@ -70,6 +84,9 @@ def seeds(root: Path) -> Iterator[tuple[str, str, bytes]]:
         yield "lineage", "three", json.dumps({"lineage": lineage.to_json()}).encode()
     yield "manifest", "closed", (root / "store" / "MANIFEST").read_bytes()
     yield "overflow", "rows", row_file()
+    cold = snapshot_with_cold_rows(root / "cold")
+    yield "snapshot", "cold", cold
+    yield "adopted", "cold", cold
     yield "target", "published", (root / "target" / "PUBLISHED").read_bytes()
     for schema in SCHEMAS.values():
         yield "schema", schema.name, json.dumps(schema.to_json()).encode()

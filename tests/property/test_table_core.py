@@ -42,7 +42,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.core = TableCore(self.barrier, zeros_and_sgd(), seed)
         self.core.set_ttl(100, {1: 10})
         self.core.begin_overflow(16)
-        self.core.add_row_file(0, -1, 0)  # Nothing is read there: `tier` has the records.
+        self.core.add_row_file(0, -1, 0, 64)  # Nothing is read there: `tier` has the records.
         self.places = 0
         self.rows: dict[int, tuple[int, bytes]] = {}
         self.touched: set[int] = set()

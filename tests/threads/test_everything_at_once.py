@@ -35,7 +35,7 @@ class Everything:
         self.core.set_ttl(50, {})
         self.core.upsert(MOVED, floats(len(MOVED)), 1e9)
         self.core.begin_overflow(10)
-        self.core.add_row_file(0, -1, 0)
+        self.core.add_row_file(0, -1, 0, 64)
         self.now = itertools.count()
         self.is_over = threading.Event()
         self.failures: list[BaseException] = []

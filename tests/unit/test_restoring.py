@@ -383,9 +383,9 @@ def test_a_restored_table_knew_what_came(
     told: list[int] = []
 
     class Told(TableCore):
-        def expect(self, rows: int) -> None:
+        def expect(self, rows: int, cold_rows: int = 0) -> None:
             told.append(rows)
-            super().expect(rows)
+            super().expect(rows, cold_rows)
 
     monkeypatch.setattr("monolith_kv.state.TableCore", Told)
     with mkv.restore(path, folder / "r", **OPTIONS) as copy:

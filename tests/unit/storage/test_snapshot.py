@@ -29,19 +29,22 @@ def test_what_goes_in_comes_out(folder: Path) -> None:
     assert reader.header.identity == FileIdentity(UUID, EPOCH, SEQUENCE)
     assert reader.lineage == LINEAGE
     assert reader.meta["dense_version"] == 2
-    assert reader.end == {"rows": 60, "digest": "ab" * 16}
+    assert reader.end == {"rows": 65, "digest": "ab" * 16, "by_table": {"3": [60, 5]}}
     found = list(reader.records())
     assert [(r.kind, r.table, r.count) for r in found] == [
         (RecordKind.ROWS, 3, 60),
+        (RecordKind.ROWS, 3, 5),
         (RecordKind.GATE, 3, 0),
         (RecordKind.SIGHTINGS, 3, 0),
         (RecordKind.TOUCHED, 3, 4),
         (RecordKind.DENSE, 0, 2),
     ]
     assert found[0].payload == samples.rows(60).data
-    assert found[1].payload == samples.opaque(50)
-    assert found[2].payload == samples.opaque(20)
-    assert np.array_equal(np.frombuffer(found[3].payload, "<u8"), samples.fids(4))
+    cold = samples.places(5, 0)[:, : samples.ROW_BYTES]
+    assert bytes(found[1].payload) == cold.tobytes()
+    assert found[2].payload == samples.opaque(50)
+    assert found[3].payload == samples.opaque(20)
+    assert np.array_equal(np.frombuffer(found[4].payload, "<u8"), samples.fids(4))
 
 
 def test_one_elsewhere_appears_only_when_complete_and_never_over_another(folder: Path) -> None:
@@ -65,7 +68,7 @@ def test_one_under_the_store_has_its_name_and_may_be_written_again(folder: Path)
     samples.write_snapshot(folder)
     path = samples.write_snapshot(folder, count=10)
     assert snapshot.names(str(folder)) == [format.snapshot_name(SEQUENCE, EPOCH)] == [path.name]
-    assert SnapshotReader(str(path)).end["rows"] == 10
+    assert SnapshotReader(str(path)).end["rows"] == 15
 
 
 def test_several_at_one_sequence_have_their_own_names(folder: Path) -> None:

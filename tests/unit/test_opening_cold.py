@@ -1,0 +1,305 @@
+"""A store that is opened from a snapshot with cold rows: they stay there, and all is as before."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checks import spoil_rows, u64
+from model import ManualClock
+
+import monolith_kv as mkv
+from monolith_kv.storage.format import RecordKind
+from monolith_kv.storage.record_file import RecordReader
+
+DIM = 16
+IDS = u64(range(4_000))
+LIMIT = "256KiB"  # Of some 600 KiB of rows.
+
+
+@pytest.fixture
+def options(clock: ManualClock) -> dict[str, Any]:
+    return {"delta_interval": None, "clock": clock, "durability": "batch"}
+
+
+def fill(path: Path, options: dict[str, Any], **more: Any) -> mkv.Store:
+    """Make a store with all ids, sealed."""
+    store = mkv.open(path, memory_limit=LIMIT, **{**options, **more})
+    table = store.create_table("t", DIM, optimizer=mkv.Adagrad(), ttl="10d")
+    table.upsert(IDS, rows_of(IDS, 0.0))
+    store.seal()
+    return store
+
+
+def rows_of(ids: Any, value: float) -> Any:
+    return ids.astype(np.float32)[:, None] + np.linspace(0, 1, DIM, dtype=np.float32) + value
+
+
+def tier_of(store: mkv.Store) -> Any:
+    return store._state.overflow
+
+
+def parts_of(store: mkv.Store) -> list[Any]:
+    return [part for found in tier_of(store)._tables.values() for part in found.parts]
+
+
+def check(store: mkv.Store, ids: Any = IDS, value: float = 0.0) -> None:
+    np.testing.assert_array_equal(store.table("t").lookup(ids), rows_of(ids, value))
+    assert store._state.tables["t"].core.check() == []
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_cold_rows_are_not_touched_when_a_store_is_opened(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+        cold, digest = store.stats()["overflow"]["rows"], store.digest()
+        times = store.table("t").timestamps(IDS)
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        overflow = store.stats()["overflow"]
+        assert overflow["rows"] == cold > len(IDS) // 2
+        assert (overflow["evicted"], overflow["promoted"]) == (0, 0)
+        assert (tier_of(store).written_bytes, os.listdir(folder / "s" / "overflow")) == (0, [])
+        assert overflow["bytes"] == cold * (store._state.tables["t"].core.record_bytes + 4)
+        assert store.digest() == digest
+        assert np.array_equal(store.table("t").timestamps(IDS), times)
+        check(store)
+        assert store.verify() == []
+
+
+def test_without_a_limit_all_of_it_is_in_memory(folder: Path, options: dict[str, Any]) -> None:
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+        digest = store.digest()
+    with mkv.open(folder / "s", **options) as store:
+        assert store.digest() == digest
+        check(store)
+    path = next((folder / "s" / "snapshots").iterdir())
+    for limit in (None, LIMIT):
+        with mkv.restore(path, folder / f"r{limit}", memory_limit=limit, **options) as copy:
+            assert copy.digest() == digest
+            check(copy)
+
+
+def test_a_snapshot_of_a_store_that_fits_has_no_cold_rows(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    for limit, expected in (("64MiB", False), (LIMIT, True)):
+        path = folder / str(expected)
+        with fill(path, options) as store:
+            store.snapshot(folder / f"{limit}.snapshot")
+        with mkv.open(path, memory_limit=limit, **options) as store:
+            found = RecordReader(store.snapshot(folder / f"{limit}.again").path)
+        assert any(record.kind == RecordKind.COLD for record in found) is expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_store_with_two_tiers_is_one_with_one(
+    folder: Path, options: dict[str, Any], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    options = {**options, "snapshots_kept": 1}
+    stores = [fill(folder / "two", options), mkv.open(folder / "one", **options)]
+    table = stores[1].create_table("t", DIM, optimizer=mkv.Adagrad(), ttl="10d")
+    table.upsert(IDS, rows_of(IDS, 0.0))
+    limits = (LIMIT, None)
+    for step in range(40):
+        ids = np.unique(rng.choice(IDS, 400))
+        what = rng.choice(["push", "remove", "upsert", "seal", "snapshot", "open", "kill", "time"])
+        for number, store in enumerate(stores):
+            table = store.table("t")
+            if what == "push":
+                table.pull(ids)
+                table.push(ids, np.full((len(ids), DIM), 0.5, np.float32))
+            elif what == "remove":
+                table.remove(ids[:100])
+            elif what == "upsert":
+                table.upsert(ids, rows_of(ids, float(step)))
+            elif what == "time":
+                options["clock"].advance(86_400.0)
+            elif what in ("seal", "snapshot"):
+                getattr(store, what)()
+            else:
+                stores[number] = again(store, what, folder / f"{step}-{number}", limits[number],
+                                       options)  # fmt: skip
+        two, one = (store.table("t") for store in stores)
+        assert np.array_equal(two.lookup(IDS), one.lookup(IDS)), (step, what)
+        assert np.array_equal(two.contains(IDS), one.contains(IDS)), (step, what)
+        assert np.array_equal(two.timestamps(IDS), one.timestamps(IDS)), (step, what)
+        assert stores[0].digest() == stores[1].digest(), (step, what)
+        assert stores[0]._state.tables["t"].core.check() == [], (step, what)
+    for store in stores:
+        store.close()
+
+
+def again(
+    store: mkv.Store, what: str, path: Path, limit: str | None, options: dict[str, Any]
+) -> mkv.Store:
+    """Close a store and open it, or open what a kill would have left of it."""
+    if what == "open":
+        path = Path(store.path)
+    else:
+        shutil.copytree(store.path, path)
+    store.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mkv.DataLossWarning)
+        return mkv.open(path, memory_limit=limit, **options)
+
+
+# --- the snapshot goes -------------------------------------------------------------------------
+
+
+def deleted_snapshots() -> list[str]:
+    """Files that this process keeps though they have no name any more."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:
+            continue
+    return [path for path in found if ".snapshot (deleted)" in path]
+
+
+@pytest.fixture
+def retiring(folder: Path, options: dict[str, Any]) -> Iterator[mkv.Store]:
+    """A store that was opened from a snapshot which is retired now."""
+    options = {**options, "snapshots_kept": 1}
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        assert parts_of(store)
+        store.table("t").upsert(IDS[:1], rows_of(IDS[:1], 0.0))
+        store.snapshot()
+        yield store
+
+
+def test_rows_are_moved_out_of_a_snapshot_that_is_retired(retiring: mkv.Store) -> None:
+    assert len(deleted_snapshots()) == 1
+    check(retiring)
+    cold = retiring.stats()["overflow"]["rows"]
+    tier_of(retiring).shrink()
+    assert (parts_of(retiring), deleted_snapshots()) == ([], [])
+    assert retiring.stats()["overflow"]["rows"] == cold
+    check(retiring)
+
+
+def test_what_leaves_memory_takes_rows_out_of_a_retired_snapshot_along(
+    retiring: mkv.Store,
+) -> None:
+    table = retiring.table("t")
+    for start in range(0, len(IDS), 100):
+        table.pull(IDS[start : start + 100])
+    table.upsert(IDS[:1000], rows_of(IDS[:1000], 0.0))
+    assert (parts_of(retiring), deleted_snapshots()) == ([], [])
+    check(retiring)
+
+
+def test_dropping_the_table_lets_the_snapshot_go(retiring: mkv.Store) -> None:
+    retiring.drop_table("t")
+    assert deleted_snapshots() == []
+
+
+def test_closing_lets_the_snapshot_go(retiring: mkv.Store) -> None:
+    retiring.close()
+    assert deleted_snapshots() == []
+
+
+def test_nothing_is_moved_out_of_a_snapshot_that_is_kept(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        table = store.table("t")
+        for start in range(0, len(IDS), 100):
+            table.pull(IDS[start : start + 100])
+        tier_of(store).shrink()
+        tier = tier_of(store)
+        assert tier.dead_bytes <= 0.23 * tier.bytes + 16 * 200
+        check(store)
+
+
+def test_a_reader_keeps_what_the_writer_retires(folder: Path, options: dict[str, Any]) -> None:
+    options = {**options, "snapshots_kept": 1}
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+        with mkv.open(folder / "s", mode="r", memory_limit=LIMIT, clock=options["clock"]) as reader:
+            assert parts_of(reader)
+            store.table("t").upsert(IDS, rows_of(IDS, 1.0))
+            store.seal()
+            store.snapshot()
+            check(reader)
+            assert reader.refresh()
+            check(reader, value=1.0)
+
+
+def test_more_cold_rows_than_the_limit_allows_are_refused(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", {**options}, overflow_limit=None) as store:
+        store.table("t").upsert(u64(range(20_000)), rows_of(u64(range(20_000)), 0.0))
+        store.seal()
+        store.snapshot()
+    with pytest.raises(mkv.StoreFullError, match="raise overflow_limit"):
+        mkv.open(folder / "s", memory_limit=LIMIT, overflow_limit="1MiB", **options)
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        check(store, u64(range(20_000)))
+
+
+# --- damage ------------------------------------------------------------------------------------
+
+
+def test_a_row_that_rotted_in_the_snapshot_comes_from_the_one_before(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+        store.table("t").upsert(IDS[:200], rows_of(IDS[:200], 1.0))
+        store.seal()
+        newest = store.snapshot()
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        core = store._state.tables["t"].core
+        spoil_rows(tier_of(store), core, core.cold(IDS)[::50].copy())
+        check(store, IDS[200:])
+        check(store, IDS[:200], 1.0)
+        assert store.stats()["overflow"]["corrupt"] > 0
+        assert any(newest.path in problem for problem in store.verify())
+
+
+def test_rows_whose_only_good_copy_rotted_are_refused(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options, snapshots_kept=1, delta_retention="0s") as store:
+        store.snapshot()
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        core = store._state.tables["t"].core
+        cold = core.cold(IDS)
+        spoil_rows(tier_of(store), core, cold[:3])
+        with pytest.raises(mkv.CorruptionError, match="no good file has their last state"):
+            store.table("t").lookup(cold[:3])
+        check(store, cold[3:])
+
+
+def test_a_snapshot_that_is_damaged_where_it_is_read_is_passed_over(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+        store.table("t").upsert(IDS, rows_of(IDS, 1.0))
+        store.seal()
+        newest = Path(store.snapshot().path)
+    records = [r for r in RecordReader(str(newest)) if r.kind == RecordKind.COLD_IDS]
+    flip(newest, records[-1].offset + 50)  # Others were taken before it is found.
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        check(store, value=1.0)
+        assert any(newest.name in problem for problem in store.verify())
