@@ -1,7 +1,8 @@
 """Cold rows of a snapshot that a store is opened from: they stay where they are."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
 
 from monolith_kv.errors import CorruptionError
 from monolith_kv.loading import Loader
@@ -15,7 +16,23 @@ from monolith_kv.storage.tables import entry_of
 
 
 class Adopter:
-    """Takes the cold rows of a snapshot into the overflow tier where they lie."""
+    """Takes the cold rows of a snapshot into the overflow tier, where they lie.
+
+    Parameters
+    ----------
+    state : StoreState
+        Whose tables they belong to.
+    overflow : OverflowTier
+        Of this state.
+    by_id : mapping
+        The tables.
+    reader : SnapshotReader
+        The snapshot.
+    loader : Loader
+        Lets the tables know them.
+    count : callable
+        Called with how many rows were taken, each time.
+    """
 
     def __init__(
         self,
@@ -24,33 +41,40 @@ class Adopter:
         by_id: Mapping[int, TableEntry],
         reader: SnapshotReader,
         loader: Loader,
+        count: Callable[[int], None],
     ) -> None:
-        self.rows = 0
         self._state, self._overflow = state, overflow
-        self._by_id, self._reader, self._loader = by_id, reader, loader
-        self._disk: DiskFile | None = None
+        self._by_id, self._reader = by_id, reader
+        self._loader, self._count = loader, count
+        # In use until all is taken: those taken first may be gone by then.
+        self._disk = DiskFile(
+            reader.path, reader.duplicate(), reader.header.seed, is_own=False, users=1
+        )
 
     def __call__(self, cold: ColdRows) -> None:
         """Take the rows of one record."""
-        reader = self._reader
-        entry = entry_of(self._by_id, cold, reader.path)
+        path, entry = self._reader.path, entry_of(self._by_id, cold, self._reader.path)
         if not has_places(cold, entry.core.record_bytes + PLACE_SUM_BYTES):
             raise CorruptionError(
-                f"{reader.path} at byte {cold.offset}: cold rows of {cold.size // len(cold.fids)} "
-                f"bytes, table {entry.schema.name} has {entry.core.record_bytes}; run mkv verify",
-                reader.path,
+                f"{path} at byte {cold.offset}: cold rows of {cold.size // len(cold.fids)} bytes, "
+                f"table {entry.schema.name} has {entry.core.record_bytes}; run mkv verify",
+                path,
                 cold.offset,
             )
-        if self._disk is None:
-            self._disk = self._overflow.share(reader.path, reader.duplicate(), reader.header.seed)
-        try:
-            jobs = self._overflow.adopt(entry.id, entry.core, self._disk, cold)
-        finally:
-            if not self._disk.users:
-                os.close(self._disk.fd)
-        for job in jobs:
+        for job in self._overflow.adopt(entry.id, entry.core, self._disk, cold):
             self._loader.do(job, cold.fids.nbytes + cold.times.nbytes)
-        self.rows += len(cold.fids)
+        self._count(len(cold.fids))
         if self._state.budget is not None:
             with self._state.mutex:
                 self._state.budget.settle()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._disk.leave()

@@ -212,10 +212,6 @@ class OverflowTier:
 
     # --- rows of a snapshot ----------------------------------------------------------------
 
-    def share(self, path: str, fd: int, seed: int) -> DiskFile:
-        """Return a snapshot's file for `adopt`; it is closed when no row lies in it any more."""
-        return DiskFile(path, fd, seed, is_own=False)
-
     def adopt(
         self, table: int, core: TableCore, disk: DiskFile, rows: ColdRows
     ) -> list[Callable[[], None]]:
@@ -228,7 +224,7 @@ class OverflowTier:
         core : TableCore
             The table.
         disk : DiskFile
-            From `share`.
+            The snapshot's; it is closed when no row lies in it any more.
         rows : ColdRows
             Of places of this table's size.
 

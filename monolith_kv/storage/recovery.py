@@ -196,29 +196,49 @@ def _load_records(
 ) -> None:
     by_id = {entry.id: entry for entry in state.tables.values()}
     rows = 0
-    adopter = (
-        None if state.overflow is None else Adopter(state, state.overflow, by_id, reader, loader)
-    )
-    for record in reader.records(adopter):
-        if record.kind == RecordKind.ROWS:
-            if state.budget is not None:  # What waits to be loaded is part of what stays free.
-                with state.mutex:
-                    state.budget.settle(len(record.payload))
-            loader.add(*_rows_in(by_id, record, reader.path))
-            rows += record.count
-            if progress is not None:
-                progress(rows + (adopter.rows if adopter else 0), reader.end["rows"])
-        elif record.kind == RecordKind.GATE:
-            load_gate(entry_of(by_id, record, reader.path), record, reader.path)
-        elif record.kind == RecordKind.TOUCHED:
-            entry = entry_of(by_id, record, reader.path)
-            base.touched.append((entry.id, np.frombuffer(record.payload, "<u8").copy()))
-        elif record.kind == RecordKind.SIGHTINGS:
-            # GATE counts them, too: they wait for the delta that has them.
-            entry = entry_of(by_id, record, reader.path)
-            entry.pending_sightings.append(bytes(record.payload))
-        elif record.kind == RecordKind.DENSE:
-            set_dense(state, record, reader.path)
+
+    def count(more: int) -> None:
+        nonlocal rows
+        rows += more
+        if progress is not None:
+            progress(rows, reader.end["rows"])
+
+    with contextlib.ExitStack() as stack:
+        adopter = None
+        if state.overflow is not None:
+            adopter = stack.enter_context(
+                Adopter(state, state.overflow, by_id, reader, loader, count)
+            )
+        for record in reader.records(adopter):
+            _load_record(state, reader.path, by_id, record, base, loader)
+            if record.kind == RecordKind.ROWS:
+                count(record.count)
+
+
+def _load_record(
+    state: StoreState,
+    path: str,
+    by_id: Mapping[int, TableEntry],
+    record: Record,
+    base: Base,
+    loader: Loader,
+) -> None:
+    if record.kind == RecordKind.DENSE:
+        set_dense(state, record, path)
+        return
+    entry = entry_of(by_id, record, path)
+    if record.kind == RecordKind.ROWS:
+        if state.budget is not None:  # What waits to be loaded is part of what stays free.
+            with state.mutex:
+                state.budget.settle(len(record.payload))
+        loader.add(*_rows_in(by_id, record, path))
+    elif record.kind == RecordKind.GATE:
+        load_gate(entry, record, path)
+    elif record.kind == RecordKind.TOUCHED:
+        base.touched.append((entry.id, np.frombuffer(record.payload, "<u8").copy()))
+    elif record.kind == RecordKind.SIGHTINGS:
+        # GATE counts them, too: they wait for the delta that has them.
+        entry.pending_sightings.append(bytes(record.payload))
 
 
 def load_gate(entry: TableEntry, record: Record, path: str) -> None:
