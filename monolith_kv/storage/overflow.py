@@ -415,7 +415,7 @@ class OverflowTier:
             if chosen is None:
                 if taken <= until or self._dead_bytes() <= dead_share * taken:
                     break
-                chosen = self._emptiest()
+                chosen = self._emptiest(is_pressed=until > 0)
             if chosen is None:
                 break
             scanned = self._empty_part(*chosen)
@@ -429,13 +429,17 @@ class OverflowTier:
                 return found, part
         return None
 
-    def _emptiest(self) -> tuple[TableFiles, RowFile] | None:
-        """Return the file to empty: the one begun, or the one with most dead bytes."""
+    def _emptiest(self, *, is_pressed: bool) -> tuple[TableFiles, RowFile] | None:
+        """Return the file to empty: the one begun, or the one with most dead bytes.
+
+        Small ones that are written to are left alone, unless every byte counts.
+        """
         best: tuple[TableFiles, RowFile] | None = None
         most = 0
         for found in self._tables.values():
             for file in found.own:
-                is_small = file is found.own[-1] and found.bytes_of(file) < LAST_BYTES_MIN
+                is_last = file is found.own[-1] and not is_pressed
+                is_small = is_last and found.bytes_of(file) < LAST_BYTES_MIN
                 if file.is_stuck or file.awaited or is_small:
                     continue
                 if file.emptied:

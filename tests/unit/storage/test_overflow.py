@@ -223,6 +223,26 @@ def test_the_limit_holds_however_often_rows_come_and_go(folder: Path) -> None:
     bed.tier.close()
 
 
+def test_small_files_of_many_tables_are_emptied_where_room_is_short(folder: Path) -> None:
+    bed = Bed(folder, 1 << 20)
+    fids = random_fids(20_000)
+    for table in range(2, 14):
+        bed.put(fids[:600], table=table)
+        bed.forget(fids[:599], table=table)
+    assert bed.tier.dead_bytes > 400 << 10
+    kept = 0
+    with pytest.raises(mkv.StoreFullError):
+        while True:
+            bed.put(fids[kept : kept + 500])
+            kept += 500
+    live = kept * (bed.core().record_bytes + PLACE_SUM_BYTES)
+    assert live > 800 << 10
+    assert bed.tier.bytes <= 1 << 20
+    assert bed.holds(fids[:kept])
+    assert all(bed.holds(fids[599:600], table=table) for table in range(2, 14))
+    bed.tier.close()
+
+
 def test_files_with_many_dead_places_are_emptied(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
