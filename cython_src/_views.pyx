@@ -205,21 +205,23 @@ cdef class Views(Records):
         return take_fids(&fids)
 
     def snapshot_gate(self):
-        # As join_parts puts them together, but never there twice: they are large.
-        cdef uint8_t[::1] out
+        # As join_parts puts them together, but one after the other: they are large.
         cdef size_t shard
-        cdef size_t at = 0
-        cdef uint64_t size
-        sizes = [sketch_frozen_bytes(&self.shards[shard].sketch) for shard in range(SHARDS)]
-        if 0 in sizes:
-            return np.empty(0, np.uint8)
-        out = packed = np.empty(sum(sizes) + 8 * SHARDS, np.uint8)
         for shard in range(SHARDS):
-            size = sizes[shard]
-            with nogil:
-                store_le64(&out[at], size)
-                shard_snapshot_gate(&self.shards[shard], &out[at + 8])
-            at += 8 + size
+            packed = self.frozen_gate(shard)
+            if packed is not None:
+                yield packed
+
+    cdef object frozen_gate(self, size_t number):
+        cdef Shard* shard = &self.shards[number]
+        cdef uint8_t[::1] out
+        cdef uint64_t size = sketch_frozen_bytes(&shard.sketch)
+        if size == 0:
+            return None
+        out = packed = np.empty(size + 8, np.uint8)
+        with nogil:
+            store_le64(&out[0], size)
+            shard_snapshot_gate(shard, &out[8])
         return packed
 
     def snapshot_digest(self):

@@ -1,6 +1,6 @@
 """Types of the compiled data plane. Ids are C-contiguous uint64, rows float32, records uint8."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -150,7 +150,7 @@ class TableCore:
     # known when all rows were read; the gate, b"" without one, may be asked for once.
     def snapshot_flip(self) -> None: ...
     def snapshot_touched(self) -> Fids: ...  # Before the next seal's flip; some may be there twice.
-    def snapshot_gate(self) -> Records: ...
+    def snapshot_gate(self) -> Iterator[Records]: ...  # Once, piece by piece.
     def snapshot_digest(self) -> tuple[int, int]: ...
     def snapshot_read(self, cursor: int) -> tuple[Records, Fids, int]: ...
     def snapshot_claim(self, records: Records) -> Records: ...

@@ -22,14 +22,15 @@ from monolith_kv.errors import Error
 from monolith_kv.fids import distinct
 from monolith_kv.published import Snapshot
 from monolith_kv.schema import TableSchema
-from monolith_kv.state import NO_RECORDS, StoreState, Summed, TableEntry, store_digest
+from monolith_kv.state import StoreState, Summed, TableEntry, store_digest
 from monolith_kv.storage import format, marks
 from monolith_kv.storage.call_log import CallLogWriter
 from monolith_kv.storage.snapshot import SnapshotWriter
 
 Progress = Callable[[int, int], None]
-TOUCHED_IDS = 1 << 20  # of a part
-SAVED_BYTES = 8 << 20
+TOUCHED_IDS = 1 << 17  # of a part
+SAVED_BYTES = 4 << 20
+READ_BYTES = 1 << 20  # Of cold rows, at once.
 COLD_BYTES = 4 << 20  # Of cold rows in a record, at least; less than twice as much.
 
 
@@ -224,15 +225,16 @@ def _write(
 ) -> None:
     writer.meta(view.meta)
     for entry in view.entries:  # Before all rows: counts that change have to be copied until then.
-        _write_gate(writer, entry)
+        writer.gate(entry.id, entry.core.snapshot_gate())
     for entry in view.entries:
         core, cursor, unsaved = entry.core, 0, 0
         cold = ColdWriter(writer, entry)
         while cursor >= 0:
             records, found, cursor = _read(state, entry, cursor)
             _write_rows(writer, entry, records)
-            cold.add(found)
-            unsaved += len(records) + len(found)
+            unsaved += len(records) + sum(map(len, found))
+            while found:  # None is kept longer than it takes.
+                cold.add(found.pop())
             if unsaved >= SAVED_BYTES:  # Or memory would hold all that change meanwhile.
                 _write_rows(writer, entry, core.saved(False))
                 unsaved = 0
@@ -253,12 +255,6 @@ def _write(
         progress(writer.rows_written, view.rows)
 
 
-def _write_gate(writer: SnapshotWriter, entry: TableEntry) -> None:
-    gate = entry.core.snapshot_gate()  # Large, and let go of before rows are read.
-    if len(gate):
-        writer.gate(entry.id, gate)
-
-
 def _write_touched(writer: SnapshotWriter, entry: TableEntry, fids: NDArray[np.uint64]) -> None:
     fids.sort()  # In place, and written in parts: there may be as many as the table has rows.
     for start in range(0, len(fids), TOUCHED_IDS):
@@ -267,15 +263,17 @@ def _write_touched(writer: SnapshotWriter, entry: TableEntry, fids: NDArray[np.u
 
 def _read(
     state: StoreState, entry: TableEntry, cursor: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], int]:
     """Read rows of one part of the index: those in memory, and those that are cold."""
     core = entry.core
     # No row may move between the tiers meanwhile.
     with state.mutex if state.overflow is not None else contextlib.nullcontext():
         records, fids, cursor = core.snapshot_read(cursor)
-        cold = NO_RECORDS
-        if len(fids):
-            cold = core.snapshot_claim(read_cold(state, entry, fids).reshape(-1))
+        step = max(1, READ_BYTES // core.record_bytes)
+        cold = [
+            core.snapshot_claim(read_cold(state, entry, fids[at : at + step]).reshape(-1))
+            for at in range(0, len(fids), step)
+        ]
     return records, cold, cursor
 
 

@@ -292,7 +292,7 @@ class Merge:
         for name, entry in self._entries.items():
             gate = entry.core.gate_state()
             if gate:
-                writer.gate(entry.id, gate)
+                writer.gate(entry.id, [gate])
             touched = self._touched[name] if self._is_one else self._seen[name]
             if touched:
                 writer.touched(entry.id, distinct(np.concatenate(touched)))

@@ -25,6 +25,7 @@ from monolith_kv.storage.recovery import join_pieces
 # Smaller ones lie in a core's own cache, but training beside a seal was slower with 1 MiB (0.77 to
 # 0.80 of training alone, with 8 MiB 0.81 to 0.83), and so were pulls.
 BLOCK_BYTES = 8 << 20
+LIMITED_BLOCK_BYTES = 2 << 20  # Where memory has a limit, blocks on their way are part of it.
 
 
 @dataclass
@@ -165,9 +166,11 @@ def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> N
     absent: list[NDArray[np.uint64]] = []
     kept: list[NDArray[np.uint64]] = []
     fids = core.seal_fids()
-    step = max(1, BLOCK_BYTES // core.record_bytes)
+    size = BLOCK_BYTES if state.overflow is None else LIMITED_BLOCK_BYTES
+    step = max(1, size // core.record_bytes)
     for start in range(0, len(fids), step):
-        _write(writer, entry, _read(state, entry, fids[start : start + step], absent))
+        for records in _read(state, entry, fids[start : start + step], absent):
+            _write(writer, entry, records)
         # Rows that changed or went after the instant, as they were before that: written as they
         # come, so that memory holds few of them however long the seal takes.
         kept.append(_write(writer, entry, core.saved(True)))
@@ -182,20 +185,19 @@ def _read(
     entry: TableEntry,
     fids: NDArray[np.uint64],
     absent: list[NDArray[np.uint64]],
-) -> NDArray[np.uint8]:
+) -> list[NDArray[np.uint8]]:
     """Read rows of the view, from both tiers."""
     core = entry.core
     if state.overflow is None:
         records, gone, _ = core.seal_read(fids)
         absent.append(gone)
-        return records
+        return [records]
     with state.mutex:  # No row moves between the tiers meanwhile.
         records, gone, cold = core.seal_read(fids)
         absent.append(gone)
-        if len(cold):
-            claimed = core.seal_claim(read_cold(state, entry, cold).reshape(-1))
-            records = np.concatenate([records, claimed])
-    return records
+        if not len(cold):
+            return [records]
+        return [records, core.seal_claim(read_cold(state, entry, cold).reshape(-1))]
 
 
 def _write(

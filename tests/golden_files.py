@@ -102,7 +102,7 @@ def write_snapshot(root: Path) -> Path:
         )
         writer.rows(3, one_row(), 1)
         writer.cold(3, [cold_place(writer.seed)], (5, 6))
-        writer.gate(3, b"opaque gate")
+        writer.gate(3, [b"opaque gate"])
         writer.sightings(3, b"opaque")
         writer.touched(3, FIDS[:2])
         path, _ = writer.publish({"digest": "00" * 16})

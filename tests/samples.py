@@ -108,7 +108,7 @@ def write_snapshot(root: Path, count: int = 60) -> Path:
         )
         writer.rows(3, rows(count), count)
         writer.cold(3, [places(5, writer.seed)], (1, 2**64 - 1))
-        writer.gate(3, opaque(50))
+        writer.gate(3, [opaque(50)])
         writer.sightings(3, opaque(20))
         writer.touched(3, fids(4))
         writer.dense(2, DENSE)

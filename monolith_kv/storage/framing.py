@@ -96,12 +96,16 @@ def frame_record(
 
 def frame_payload(
     payload: Buffer | Sequence[Buffer], seed: int, previous: int, kind: int, table: int,
-    count: int, durable: int, compress: bool,
+    count: int, durable: int, compress: bool, is_begun: bool = False,
 ) -> Iterator[Frame]:  # fmt: skip
-    """Yield the physical records of one logical record, chained behind `previous`."""
+    """Yield the physical records of one logical record, chained behind `previous`.
+
+    Of one that is only begun more is to come.
+    """
     parts = split_payload(payload, RECORD_BYTES_MAX)
     for index, part in enumerate(parts):
-        flags = RecordFlag.MORE if index < len(parts) - 1 else RecordFlag(0)
+        is_last = index == len(parts) - 1 and not is_begun
+        flags = RecordFlag(0) if is_last else RecordFlag.MORE
         packed = compressed(part) if compress and part else None
         if packed is not None:
             flags |= RecordFlag.COMPRESSED

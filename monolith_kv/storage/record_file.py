@@ -104,6 +104,7 @@ class RecordWriter:
         table: int = 0,
         count: int = 0,
         compress: bool = False,
+        is_begun: bool = False,
     ) -> None:
         """Write one record; a payload past 16 MiB is cut into parts that the reader joins.
 
@@ -119,8 +120,12 @@ class RecordWriter:
             Of rows, ids or whatever the kind counts.
         compress : bool
             Try zstd; kept only where it is smaller.
+        is_begun : bool
+            The next call, of the same kind, table and count, goes on with the payload.
         """
-        frames = frame_payload(payload, self.seed, self._previous, kind, table, count, 0, compress)
+        frames = frame_payload(
+            payload, self.seed, self._previous, kind, table, count, 0, compress, is_begun
+        )
         for frame in frames:
             self._write(frame.buffers)
             self._previous = frame.crc

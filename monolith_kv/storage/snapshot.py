@@ -7,7 +7,7 @@ delta holds yet: sightings that are in GATE, too, and ids touched or removed sin
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,9 +146,15 @@ class SnapshotWriter(ContentsWriter):
     def _count(self, table: int, tier: int, rows: int) -> None:
         self._by_table.setdefault(str(table), [0, 0])[tier] += rows
 
-    def gate(self, table: int, data: Buffer) -> None:
-        """Write the whole state of one table's gate, compressed."""
-        self._writer.append(RecordKind.GATE, data, table, compress=True)
+    def gate(self, table: int, pieces: Iterable[Buffer]) -> None:
+        """Write the whole state of one table's gate, compressed, in pieces; none: nothing."""
+        before: Buffer | None = None
+        for piece in pieces:
+            if before is not None:
+                self._writer.append(RecordKind.GATE, before, table, compress=True, is_begun=True)
+            before = piece
+        if before is not None:
+            self._writer.append(RecordKind.GATE, before, table, compress=True)
 
     def touched(self, table: int, fids: NDArray[np.uint64]) -> None:
         """Write ids of one table that were touched or removed since the last delta."""

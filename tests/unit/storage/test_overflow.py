@@ -1,7 +1,6 @@
-"""The overflow tier over a real table: rows out, back and read; limits, damage, forks, emptying."""
+"""The overflow tier over a real table: rows out, back and read; damage, forks, threads."""
 
 import os
-import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,70 +11,13 @@ import pytest
 from checks import spoil_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from tier_bed import Bed, random_fids, rows_of
 
 import monolith_kv as mkv
-from monolith_kv._table import Barrier, TableCore
 from monolith_kv.budget import fill_cold
-from monolith_kv.storage import overflow, row_files
+from monolith_kv.storage import overflow
 from monolith_kv.storage.format import PLACE_SUM_BYTES
 from monolith_kv.storage.overflow import OverflowTier
-
-DIM = 12
-
-
-class Bed:
-    """A tier, and tables whose rows are told by their values."""
-
-    def __init__(self, folder: Path | str, limit: int | None = None) -> None:
-        self.tier = OverflowTier(os.path.join(folder, "overflow"), limit)
-        self.cores: dict[int, TableCore] = {}
-
-    def core(self, table: int = 1) -> TableCore:
-        if table not in self.cores:
-            self.cores[table] = TableCore(Barrier(), [(DIM, 0, (1.0,), 0, 0.0, 0.0, 0)], table)
-        return self.cores[table]
-
-    def put(self, fids: Any, value: float = 0.0, table: int = 1) -> None:
-        """Make rows of these values, and let them become cold."""
-        core = self.core(table)
-        self.promote(fids, table)
-        core.upsert(fids, rows_of(fids, value), 1_000.0)
-        self.evict(fids, table)
-
-    def evict(self, fids: Any, table: int = 1) -> None:
-        core = self.core(table)
-        records = core.pack(fids)[0].reshape(-1, core.record_bytes)
-        places = self.tier.write(table, core, records)
-        core.evict(overflow.fids_of(records), places)
-        self.tier.settle(table, places)
-
-    def promote(self, fids: Any, table: int = 1) -> None:
-        core = self.core(table)
-        records, _ = self.tier.read(core, core.cold(fids))
-        core.promote(records.reshape(-1))
-
-    def forget(self, fids: Any, table: int = 1) -> None:
-        self.promote(fids, table)
-        self.core(table).remove(fids)
-
-    def get(self, fids: Any, table: int = 1) -> tuple[Any, Any]:
-        """The embeddings that come back, and their positions."""
-        records, positions = self.tier.read(self.core(table), fids)
-        floats = np.ascontiguousarray(records[:, 16:]).view(np.float32)
-        return floats.reshape(-1, DIM), positions
-
-    def holds(self, fids: Any, value: float = 0.0, table: int = 1) -> bool:
-        found, positions = self.get(fids, table)
-        return len(positions) == len(fids) and np.array_equal(found, rows_of(fids, value))
-
-
-def rows_of(fids: Any, value: float) -> Any:
-    first = (np.asarray(fids, np.uint64) % np.uint64(65_521)).astype(np.float32) + value
-    return first[:, None] + np.arange(DIM, dtype=np.float32)
-
-
-def random_fids(count: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).integers(0, 2**64, count, np.uint64)
 
 
 @pytest.fixture
@@ -180,174 +122,6 @@ def test_it_holds_what_a_dict_holds(steps: list[Any]) -> None:
         small.undo()
         bed.tier.close()
         os.rmdir(path)
-
-
-# --- limits --------------------------------------------------------------------------------
-
-
-def test_a_batch_past_the_limit_is_refused_whole_and_the_rest_goes_on(folder: Path) -> None:
-    bed = Bed(folder, 2 << 20)
-    fids = random_fids(60_000)
-    kept, full = 0, ""
-    while not full:
-        try:
-            bed.put(fids[kept : kept + 500])
-            kept += 500
-        except mkv.StoreFullError as error:
-            full = str(error)
-    assert "raise overflow_limit or memory_limit" in full
-    assert kept > 20_000
-    assert bed.tier.rows == kept
-    assert bed.tier.bytes <= 2 << 20
-    assert bed.holds(fids[:kept])
-    # A full tier can still be emptied, and is then of use again.
-    bed.forget(fids[: kept - 10])
-    bed.put(fids[:1000])
-    assert bed.tier.rows == 1010
-    bed.tier.close()
-
-
-def test_the_limit_holds_however_often_rows_come_and_go(folder: Path) -> None:
-    limit = 2 << 20
-    bed = Bed(folder, limit)
-    fids = random_fids(12_000)
-    rng = np.random.default_rng(2)
-    for cycle in range(40):
-        chosen = fids if cycle == 0 else np.sort(rng.choice(fids, 3_000, replace=False))
-        bed.put(chosen, 0.0)
-        assert bed.tier.bytes <= limit
-        taken = sum(path.stat().st_size for path in (folder / "overflow").iterdir())
-        assert taken <= limit
-    assert bed.tier.written_bytes > 3 * limit
-    assert bed.holds(fids)
-    bed.tier.close()
-
-
-def test_small_files_of_many_tables_are_emptied_where_room_is_short(folder: Path) -> None:
-    bed = Bed(folder, 1 << 20)
-    fids = random_fids(20_000)
-    for table in range(2, 14):
-        bed.put(fids[:600], table=table)
-        bed.forget(fids[:599], table=table)
-    assert bed.tier.dead_bytes > 400 << 10
-    kept = 0
-    with pytest.raises(mkv.StoreFullError):
-        while True:
-            bed.put(fids[kept : kept + 500])
-            kept += 500
-    live = kept * (bed.core().record_bytes + PLACE_SUM_BYTES)
-    assert live > 800 << 10
-    assert bed.tier.bytes <= 1 << 20
-    assert bed.holds(fids[:kept])
-    assert all(bed.holds(fids[599:600], table=table) for table in range(2, 14))
-    bed.tier.close()
-
-
-def test_files_with_many_dead_places_are_emptied(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overflow, "FILE_BYTES_MAX", 64 << 10)
-    bed = Bed(folder)
-    fids = random_fids(20_000)
-    bed.put(fids)
-    rng = np.random.default_rng(2)
-    for _ in range(100):
-        bed.put(rng.choice(fids, 1_000, replace=False))
-    record = bed.core().record_bytes
-    assert bed.tier.bytes <= 1.35 * record * bed.tier.rows
-    assert bed.tier.written_bytes <= 3.2 * record * (20_000 + 100_000)
-    assert bed.holds(fids)
-    bed.tier.close()
-
-
-def test_the_only_file_of_a_small_table_is_emptied_too(bed: Bed) -> None:
-    fids = random_fids(30_000)
-    bed.put(fids)
-    rng = np.random.default_rng(3)
-    for _ in range(60):
-        bed.put(rng.choice(fids, 1_000, replace=False))
-    assert bed.tier.bytes <= 1.35 * bed.core().record_bytes * bed.tier.rows
-    assert bed.holds(fids)
-    assert bed.core().check() == []
-
-
-def test_a_table_with_as_many_files_as_it_can_have_is_full(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overflow, "FILE_BYTES_MAX", 1 << 10)  # 16 places a file.
-    monkeypatch.setattr(row_files, "FILES_MAX", 4)
-    fids = np.arange(100, dtype=np.uint64)
-    bed.put(fids[:48])
-    with pytest.raises(mkv.StoreFullError, match="3 files of rows"):
-        bed.put(fids[48:49])
-    assert bed.holds(fids[:48])
-    bed.forget(fids[:16])
-    bed.tier.shrink()
-    bed.put(fids[60:76])
-    assert bed.holds(np.concatenate([fids[16:48], fids[60:76]]))
-
-
-def test_a_full_disk_is_store_full_and_changes_nothing(bed: Bed) -> None:
-    fids = random_fids(20_000)
-    bed.put(fids[:100])
-    bed.core().upsert(fids[100:], rows_of(fids[100:], 0.0), 1_000.0)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, hard))
-    try:
-        with pytest.raises(mkv.StoreFullError):
-            bed.evict(fids[100:])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert bed.tier.rows == 100
-    bed.evict(fids[100:])
-    assert bed.tier.rows == 20_000
-    assert bed.holds(fids)
-
-
-def test_disk_is_given_back_when_most_of_it_is_free(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overflow, "FILE_BYTES_MAX", 256 << 10)
-    bed = Bed(folder)
-    fids = np.sort(random_fids(50_000))
-    bed.put(fids)
-    full = bed.tier.bytes
-    assert bed.tier.shrink() == 0
-    bed.forget(fids[1000:])
-    assert bed.tier.shrink() > 0.8 * full
-    assert bed.tier.bytes == sum(p.stat().st_size for p in (folder / "overflow").iterdir())
-    assert bed.holds(fids[:1000])
-    bed.put(fids)
-    assert bed.tier.rows == 50_000
-    bed.tier.close()
-
-
-def test_a_row_that_was_written_and_not_evicted_stays_in_memory(bed: Bed) -> None:
-    fids = random_fids(100)
-    core = bed.core()
-    core.upsert(fids, rows_of(fids, 0.0), 1_000.0)
-    records = core.pack(fids)[0].reshape(-1, core.record_bytes)
-    places = bed.tier.write(1, core, records)
-    bed.tier.shrink()  # Its file is waited for.
-    core.evict(overflow.fids_of(records)[:50], places[:50])
-    bed.tier.settle(1, places)
-    assert bed.tier.rows == 50
-    assert bed.holds(overflow.fids_of(records)[:50])
-    assert core.check() == []
-
-
-def test_a_row_is_moved_only_from_where_it_was_seen(bed: Bed) -> None:
-    fids = np.arange(10, dtype=np.uint64)
-    bed.put(np.array([99], np.uint64))  # Keeps the file, or its places would be given again.
-    bed.put(fids)
-    seen = bed.core().cold_rows_at(fids)
-    bed.put(fids, 50.0)  # Came back, changed and left again, while others empty its old file.
-    records = bed.core().checksummed(np.zeros(10 * bed.core().record_bytes, np.uint8), 0)
-    places = bed.tier.write(1, bed.core(), records[:, :-4].copy())
-    bed.core().relocate(fids, seen, places)
-    bed.tier.settle(1, places)
-    assert bed.holds(fids, 50.0)
-    assert bed.core().check() == []
 
 
 # --- damage --------------------------------------------------------------------------------
