@@ -93,6 +93,25 @@ cdef class Owned:
 cdef uint64_t in_hand = 0
 
 
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    /* It keeps up to 64 MiB of what was freed for whoever asks next, a thread each. */
+    static void mkv_give_back(void) { malloc_trim(0); }
+    #else
+    static void mkv_give_back(void) {}
+    #endif
+    """
+    void mkv_give_back() nogil
+
+
+def give_back_freed():
+    with nogil:
+        mkv_give_back()
+
+
 def in_hand_bytes():
     return MKV_LOAD64(&in_hand)
 

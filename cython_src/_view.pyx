@@ -272,6 +272,17 @@ cdef inline void bucket_prefetch(const Shard* shard, const Bucket* bucket) noexc
         floats_prefetch(arena_state(&shard.arena, row), shard.policy.state_floats)
 
 
+cdef size_t segment_resident(const Segment* segment) noexcept nogil:
+    """Rows in memory: room is made for these alone, most may be cold."""
+    cdef size_t count = 0
+    cdef uint32_t i, cell
+    for i in range(segment.buckets_count):
+        for cell in range(BUCKET_CELLS):
+            count += (bucket_has(&segment.buckets[i], cell)
+                and not row_is_cold(segment.buckets[i].rows[cell]))
+    return count
+
+
 cdef status_t shard_snapshot_read(
     Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position
 ) noexcept nogil:
@@ -283,7 +294,7 @@ cdef status_t shard_snapshot_read(
     lock_alone(&shard.lock)
     segment = cuckoo_segment(&shard.index, position)
     next_position[0] = segment_end(segment, position)
-    status = buffer_reserve(records, segment.used * shard.policy.record_bytes)
+    status = buffer_reserve(records, segment_resident(segment) * shard.policy.record_bytes)
     status |= buffer_reserve(cold, segment.used * sizeof(fid_t))
     for i in range(segment.buckets_count if status == STATUS_OK else 0):
         bucket = &segment.buckets[i]

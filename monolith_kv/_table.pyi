@@ -19,6 +19,7 @@ GateSettings = tuple[int, Mapping[int, int], int, float, int]
 
 # Of arrays that tables of this process have handed out: records on their way to a file, say.
 def in_hand_bytes() -> int: ...
+def give_back_freed() -> None: ...  # What was freed, to the system.
 
 class Barrier:
     """Between calls: while it is held no call that changes rows is under way."""

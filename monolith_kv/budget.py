@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv._table import in_hand_bytes
+from monolith_kv._table import give_back_freed, in_hand_bytes
 from monolith_kv.errors import ClosedError, CorruptionError, StoreFullError
 from monolith_kv.fids import distinct, without
 from monolith_kv.refill import refill
@@ -272,6 +272,12 @@ def memory_by_kind(state: StoreState) -> dict[str, int]:
     kinds["in_hand"] = in_hand_bytes()
     kinds["dense"] = len(state.dense.data)
     return kinds
+
+
+def give_back(state: StoreState) -> None:
+    """Let the system have what was freed, where the store has a limit: it would count, too."""
+    if state.budget is not None:
+        give_back_freed()
 
 
 def promote(state: StoreState, entry: TableEntry, fids: Fids) -> None:

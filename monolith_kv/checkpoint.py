@@ -8,6 +8,7 @@ marked in it, so that the next delta after a recovery has it.
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.budget import read_cold
+from monolith_kv.budget import give_back, read_cold
 from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, retire, snapshot_of
 from monolith_kv.errors import Error
@@ -29,7 +30,6 @@ from monolith_kv.storage.snapshot import SnapshotWriter
 
 Progress = Callable[[int, int], None]
 TOUCHED_IDS = 1 << 17  # of a part
-SAVED_BYTES = 4 << 20
 READ_BYTES = 1 << 20  # Of cold rows, at once.
 COLD_BYTES = 4 << 20  # Of cold rows in a record, at least; less than twice as much.
 
@@ -99,6 +99,7 @@ def write_snapshot(
             finally:
                 _end(view)
             made_path, size = writer.publish({"digest": store_digest(view.sums)})
+        give_back(state)
         named = {
             "name": writer.name,
             "sequence": view.meta["sequence"],
@@ -227,20 +228,17 @@ def _write(
     for entry in view.entries:  # Before all rows: counts that change have to be copied until then.
         writer.gate(entry.id, entry.core.snapshot_gate())
     for entry in view.entries:
-        core, cursor, unsaved = entry.core, 0, 0
+        core, cursor = entry.core, 0
         cold = ColdWriter(writer, entry)
         while cursor >= 0:
-            records, found, cursor = _read(state, entry, cursor)
+            records, cursor = _read(state, entry, cursor, cold)
             _write_rows(writer, entry, records)
-            unsaved += len(records) + sum(map(len, found))
-            while found:  # None is kept longer than it takes.
-                cold.add(found.pop())
-            if unsaved >= SAVED_BYTES:  # Or memory would hold all that change meanwhile.
-                _write_rows(writer, entry, core.saved(False))
-                unsaved = 0
+            cold.write()
+            # Time and again, or memory would hold all that change meanwhile.
+            _write_rows(writer, entry, core.saved(False))
             if progress is not None:
                 progress(writer.rows_written, view.rows)
-        cold.end()
+        cold.write(is_end=True)
         view.flipped.remove(entry)
         # Rows that changed after the instant before they were read, as they were then.
         for saved in core.snapshot_end():
@@ -262,19 +260,18 @@ def _write_touched(writer: SnapshotWriter, entry: TableEntry, fids: NDArray[np.u
 
 
 def _read(
-    state: StoreState, entry: TableEntry, cursor: int
-) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], int]:
-    """Read rows of one part of the index: those in memory, and those that are cold."""
+    state: StoreState, entry: TableEntry, cursor: int, cold: "ColdWriter"
+) -> tuple[NDArray[np.uint8], int]:
+    """Read rows of one part of the index: return those in memory, hand on those that are cold."""
     core = entry.core
     # No row may move between the tiers meanwhile.
     with state.mutex if state.overflow is not None else contextlib.nullcontext():
         records, fids, cursor = core.snapshot_read(cursor)
         step = max(1, READ_BYTES // core.record_bytes)
-        cold = [
-            core.snapshot_claim(read_cold(state, entry, fids[at : at + step]).reshape(-1))
-            for at in range(0, len(fids), step)
-        ]
-    return records, cold, cursor
+        for start in range(0, len(fids), step):
+            found = read_cold(state, entry, fids[start : start + step])
+            cold.add(core.snapshot_claim(found.reshape(-1)))
+    return records, cursor
 
 
 def _write_rows(writer: SnapshotWriter, entry: TableEntry, records: NDArray[np.uint8]) -> None:
@@ -291,28 +288,28 @@ class ColdWriter:
 
     def __init__(self, writer: SnapshotWriter, entry: TableEntry) -> None:
         self._writer, self._entry = writer, entry
-        self._step = max(1, COLD_BYTES // entry.core.record_bytes) * entry.core.record_bytes
-        self._places: list[NDArray[np.uint8]] = []
-        self._digest = (0, 0)
-        self._size = 0
+        self._parts: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
 
     def add(self, records: NDArray[np.uint8]) -> None:
-        """Write these rows, now or with the next ones."""
+        """Keep these rows for `write`."""
         core = self._entry.core
-        for start in range(0, len(records), self._step):
-            part = records[start : start + self._step]
-            low, high = core.digest_of(part)
-            self._digest = (self._digest[0] + low) % 2**64, (self._digest[1] + high) % 2**64
-            self._places.append(core.checksummed(part, self._writer.seed))
-            self._size += len(part)
-            if self._size >= COLD_BYTES:
-                self.end()
+        if len(records):
+            self._parts.append(
+                (core.checksummed(records, self._writer.seed), core.digest_of(records))
+            )
 
-    def end(self) -> None:
-        """Write what is left."""
-        if self._places:
-            self._writer.cold(self._entry.id, self._places, self._digest)
-        self._places, self._digest, self._size = [], (0, 0), 0
+    def write(self, *, is_end: bool = False) -> None:
+        """Write what makes whole records; at the end what is left, too."""
+        size = sum(places.nbytes for places, _ in self._parts)
+        while size >= COLD_BYTES or (is_end and self._parts):
+            chosen: list[NDArray[np.uint8]] = []
+            low = high = 0
+            while self._parts and sum(places.nbytes for places in chosen) < COLD_BYTES:
+                places, digest = self._parts.popleft()
+                chosen.append(places)
+                size -= places.nbytes
+                low, high = (low + digest[0]) % 2**64, (high + digest[1]) % 2**64
+            self._writer.cold(self._entry.id, chosen, (low, high))
 
 
 def rescue(state: StoreState) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.budget import read_cold
+from monolith_kv.budget import give_back, read_cold
 from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.errors import StoreFullError
@@ -69,6 +69,7 @@ def seal(state: StoreState, cursor: dict[str, Any] | None) -> Delta | None:
             _abort(state, plan)
             raise
         _settle(state, plan)
+        give_back(state)
         return delta
 
 
