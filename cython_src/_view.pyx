@@ -278,8 +278,9 @@ cdef size_t segment_resident(const Segment* segment) noexcept nogil:
     cdef uint32_t i, cell
     for i in range(segment.buckets_count):
         for cell in range(BUCKET_CELLS):
-            count += (bucket_has(&segment.buckets[i], cell)
-                and not row_is_cold(segment.buckets[i].rows[cell]))
+            if (bucket_has(&segment.buckets[i], cell)
+                    and not row_is_cold(segment.buckets[i].rows[cell])):
+                count += 1
     return count
 
 
