@@ -96,6 +96,7 @@ class OverflowTier:
         with files.disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             os.mkdir(folder, 0o700)
+            self._inode = os.stat(folder).st_ino
 
     # --- rows ------------------------------------------------------------------------------
 
@@ -287,7 +288,10 @@ class OverflowTier:
                 self._is_closed = True
                 for table in list(self._tables):
                     self._tables.pop(table).close()
-                shutil.rmtree(self.folder, ignore_errors=True)
+                # A resync exchanges stores: another one's tier may lie under the name by now.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.stat(self.folder).st_ino == self._inode:
+                        shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- writing ---------------------------------------------------------------------------
 

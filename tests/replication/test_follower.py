@@ -277,6 +277,26 @@ def test_memory_limit_holds_in_a_replica(world: World) -> None:
         assert world.digest() == store.digest()
 
 
+def test_a_resync_leaves_the_new_replica_its_overflow(world: World) -> None:
+    with world.open(delta_retention="1h", snapshots_kept=1) as store:
+        write(store, 0, 6000)
+        store.seal()
+        world.push()
+        world.options["memory_limit"] = "256KiB"
+        with world.follower() as follower:
+            follower.run_once()
+            write_deltas(store, 1)
+            world.clock.advance(7200)
+            write_deltas(store, 1)
+            store.snapshot()
+            world.push()
+            assert follower.run_once().resynced
+            follower.run_once()  # Closes the store before.
+            assert follower.store.stats()["overflow"]["rows"] > 1000
+            assert list((world.replica / "overflow").iterdir())
+        assert not (world.replica / "overflow").exists()
+
+
 def test_catalogue_files_that_are_pruned_under_a_step_are_looked_for_again(world: World) -> None:
     with world.open(delta_retention="1h", snapshots_kept=1) as store:
         write_deltas(store, 1)
