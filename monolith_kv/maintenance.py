@@ -1,5 +1,7 @@
 """The background: threads that seal and compact in slices, keep room in memory, and prefetch.
 
+That which keeps room also reports what goes between the tiers.
+
 What it fails at is kept for the next call to raise; while a due seal fails, calls of a store that
 is open "interval" are refused, so that a crash loses no more than the interval. It waits on the
 monotonic clock, so that a clock that jumps neither stalls it nor makes it run wild.
@@ -20,6 +22,7 @@ from monolith_kv.compaction import Compactor
 from monolith_kv.errors import Error
 from monolith_kv.sealing import seal
 from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.traffic import Reporter
 
 SLICE_MAX_S = 0.02  # Of compaction, in one go.
 SLICE_SHARE = 0.05  # Of the time between two slices.
@@ -52,22 +55,28 @@ class Maintenance:
         self._fetcher: threading.Thread | None = None
         self._full = threading.Event()
         self._evictor: threading.Thread | None = None
+        self._reporter: Reporter | None = None  # For that thread.
 
     def start(self) -> None:
         """Begin; nothing where there is nothing to do in the background."""
         state = self._state
-        if state.mode != "rw":
+        has_threads = state.settings.delta_interval_s is not None
+        if state.mode == "r":
+            return
+        if state.budget is not None and has_threads and self._evictor is None:
+            self._reporter = Reporter(state, time.monotonic())
+            self._evictor = threading.Thread(
+                target=_make_room, args=(weakref.ref(self), self._full, self._stop),
+                name="monolith-kv-room", daemon=True,
+            )  # fmt: skip
+            self._evictor.start()
+        if state.mode == "replica":
             return
         if state.budget is not None:
             state.prefetch = self._prefetch
-            if state.settings.delta_interval_s is not None and self._evictor is None:
-                self._evictor = threading.Thread(
-                    target=_make_room, args=(weakref.ref(self), self._full, self._stop),
-                    name="monolith-kv-room", daemon=True,
-                )  # fmt: skip
-                self._evictor.start()
+            if has_threads:
                 state.budget.wake = self._full.set
-        if state.settings.delta_interval_s is not None and self._thread is None:
+        if has_threads and self._thread is None:
             self._thread = threading.Thread(
                 target=_loop, args=(weakref.ref(self), self._stop), name="monolith-kv", daemon=True
             )
@@ -130,9 +139,17 @@ class Maintenance:
 
     def make_room(self) -> None:
         """Evict until there is some room, a step at a time; what fails shows in the next call."""
-        budget = self._state.budget
+        # A replica makes room in the calls that change it.
+        budget = self._state.budget if self._state.mode == "rw" else None
         while budget is not None and budget.step() and not self._stop.wait(ROOM_PAUSE_S):
-            pass
+            self.report()
+        self.report()
+
+    def report(self) -> None:
+        """Tell other processes what went between the tiers, if that is due."""
+        if self._reporter is not None:
+            with contextlib.suppress(MemoryError):
+                self._reporter.step(time.monotonic())
 
     # --- prefetch --------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from monolith_kv.budget import memory_by_kind
 from monolith_kv.state import StoreState, TableEntry
+from monolith_kv.traffic import count, hit_rate, read_report, write_amplification
 
 
 def store_stats(state: StoreState) -> dict[str, Any]:
@@ -42,10 +43,13 @@ def store_stats(state: StoreState) -> dict[str, Any]:
         else {
             "rows": overflow.rows,
             "bytes": overflow.bytes,
+            "dead_bytes": overflow.dead_bytes,
             "limit": state.settings.overflow_limit,
             "corrupt": overflow.corrupt,
-            **_traffic(tables),
+            **_traffic(state),
         },
+        # A writer's own, or for a reader that of whoever else has the store open.
+        "traffic": read_report(state.path) if state.mode == "r" or overflow is not None else None,
         "files": {
             "deltas": len(found.deltas),
             "delta_bytes": sum(entry["bytes"] for entry in found.deltas),
@@ -66,22 +70,13 @@ def store_stats(state: StoreState) -> dict[str, Any]:
     }
 
 
-def _traffic(tables: dict[str, Any]) -> dict[str, Any]:
+def _traffic(state: StoreState) -> dict[str, Any]:
     """What went between the tiers since the store was opened."""
-    counters = [table["counters"] for table in tables.values()]
-    evicted, promoted, hits, cold_hits = (
-        sum(each[name] for each in counters)
-        for name in ("evicted", "promoted", "hits", "cold_hits")
-    )
+    counts = count(state)
     return {
-        "evicted": evicted,
-        "evicted_bytes": sum(
-            table["counters"]["evicted"] * table["record_bytes"] for table in tables.values()
-        ),
-        "promoted": promoted,
-        "cold_hits": cold_hits,
-        # What was promoted ahead of its use is no hit, either.
-        "hit_rate": max(0.0, 1.0 - (cold_hits + promoted) / hits) if hits else None,
+        **{name: counts[name] for name in counts if name != "hits"},
+        "hit_rate": hit_rate(counts),
+        "write_amplification": write_amplification(counts),
     }
 
 

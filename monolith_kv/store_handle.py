@@ -463,13 +463,13 @@ class Store:
             seal), "memory" (bytes by kind: rows, index, sketch, touched), "gate" (admitted,
             rejected, fill, error_estimate), "counters" (inserted, expired, removed, evicted,
             promoted, lookups, hits, cold_hits: ids);
-            "memory": "bytes" of tables, "kinds" (all bytes by kind: those of the tables, sightings
-            in no delta yet, dense), and with a limit "used", "limit", "is_full";
-            "overflow": None, or "rows", "bytes", "limit", "corrupt", and since opening "evicted",
-            "evicted_bytes", "promoted", "cold_hits" (ids read there), "hit_rate" of memory;
+            "memory": "bytes" of tables, "kinds" (all, by kind), and "used", "limit", "is_full";
+            "overflow": None, or "rows", "bytes", "dead_bytes", "limit", "corrupt", and of all since
+            opening "evicted", "evicted_bytes", "written_bytes", "write_amplification", "promoted",
+            "cold_hits" (ids read there), "hit_rate" of memory;
+            "traffic": None, or what the store's writer reported last (docs/reference/cli.md);
             "files": "deltas", "delta_bytes", "snapshots", "snapshot_bytes", "call_log_bytes",
-            "call_log_records"; "dense": "version", "bytes";
-            "calls_replayed": from logs, when the store was opened;
+            "call_log_records"; "dense": "version", "bytes"; "calls_replayed": when it was opened;
             "lost": what the last recovery knew to be lost, "damaged": files it passed over;
             "suspects": tables that compaction leaves alone, and why;
             "background": "error" that the next call raises, "failure" that made it read-only.

@@ -58,7 +58,7 @@ PYTHON_RANKS = [
     ["state"],
     ["refill", "catalog"],
     ["budget"],
-    ["calls", "dense_parameters"],
+    ["calls", "dense_parameters", "traffic"],
     ["settings", "compaction", "loading", "storage.tables"],
     ["table", "storage.replay"],
     ["storage.adopter"],

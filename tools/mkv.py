@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from typing import Any, Literal
 
 from monolith_kv_tools._output import (
@@ -24,6 +25,8 @@ from monolith_kv_tools._output import (
 
 import monolith_kv as mkv
 from monolith_kv.replication import Position, describe, positions
+
+LATE_PERIODS = 3  # A report that is older than so many: no other is to be expected.
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,6 +113,7 @@ def stat_values(store: mkv.Store, position: Position) -> dict[str, Any]:
         "bytes": position.bytes,
         "memory": store.stats()["memory"]["kinds"],
         "overflow_bytes": overflow_bytes(store.path),
+        "traffic": traffic_values(store),
         "tables": tables,
     }
 
@@ -124,6 +128,12 @@ def overflow_bytes(path: str) -> int:
     return total
 
 
+def traffic_values(store: mkv.Store) -> dict[str, Any] | None:
+    """Return what whoever has the store open reported last, and how old that is."""
+    found: dict[str, Any] | None = store.stats()["traffic"]
+    return None if found is None else {"age_s": max(0.0, time.time() - found["at"]), **found}
+
+
 def stat_text(values: dict[str, Any]) -> str:
     """Return the same for people."""
     lines = [
@@ -134,12 +144,47 @@ def stat_text(values: dict[str, Any]) -> str:
         f"cursor {values['cursor']}, dense parameters version {values['dense_version']}",
         f"in memory {size_text(sum(values['memory'].values()))}, in its writer's overflow "
         f"{size_text(values['overflow_bytes'])}",
+        traffic_text(values["traffic"]),
         f"digest {values['digest']}",
     ]
     if values["tables"]:
         rows = [[t["name"], str(t["dim"]), str(t["rows"])] for t in values["tables"]]
         lines.append(table_text([["table", "dim", "rows"], *rows]))
     return "\n".join(lines)
+
+
+def traffic_text(report: dict[str, Any] | None) -> str:
+    """Return tiers and rates of a writer for people."""
+    if report is None:
+        return (
+            "no figures from a writer: none with memory_limit runs, or it began some seconds ago, "
+            "or without a background"
+        )
+    memory, overflow = report["memory"], report["overflow"]
+    late = report["age_s"] > LATE_PERIODS * report["period_s"]
+    age = f"{report['age_s']:.0f} s ago" + late * ", and nothing since: it has gone, or hangs"
+    limit = "" if overflow["limit"] is None else f" of {size_text(overflow['limit'])}"
+    lines = [
+        f"its writer said, {age}:",
+        f"  memory: {memory['rows']} rows, {size_text(memory['bytes'])} of "
+        f"{size_text(memory['limit'])} in all",
+        f"  overflow: {overflow['rows']} rows, {size_text(overflow['bytes'])}{limit}, "
+        f"{size_text(overflow['dead_bytes'])} of it dead",
+    ]
+    for key in ("lately", "since_opening"):
+        found = report[key]
+        lines.append(
+            f"  {key.replace('_', ' ')}, {found['seconds']:.0f} s: hit rate "
+            f"{share_text(found['hit_rate'])}, {found['promoted_per_s']:.0f} rows/s promoted, "
+            f"{found['evicted_per_s']:.0f} evicted, write amplification "
+            f"{share_text(found['write_amplification'])}"
+        )
+    return "\n".join(lines)
+
+
+def share_text(share: float | None) -> str:
+    """Return a ratio for people."""
+    return "-" if share is None else f"{share:.3f}"
 
 
 def run_inspect(arguments: argparse.Namespace, output: Output) -> int:

@@ -239,6 +239,15 @@ def write_durably(path: str, data: Buffer | Sequence[Buffer], *, replace: bool =
         raise
 
 
+def write_loosely(path: str, data: bytes) -> None:
+    """Replace a whole file in one step, unflushed. By one thread, in a folder that is wiped."""
+    temporary = path + TEMPORARY_SUFFIX
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _OPEN_FLAGS, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+    os.replace(temporary, path)
+
+
 def copy_durably(source: str, target: str, *, replace: bool = True) -> int:
     """Copy a file so that the copy is there after a power cut; return its size in bytes.
 

@@ -292,6 +292,7 @@ CALL_FOLDER = "calls"
 SIGHTINGS_FOLDER = "sightings"
 DENSE_FOLDER = "dense"
 OVERFLOW_FOLDER = "overflow"
+TRAFFIC_NAME = "traffic.json"
 
 DELTA_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})\.delta")
 SNAPSHOT_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})(?:-([0-9]{6,}))?\.snapshot")

@@ -15,6 +15,7 @@ from monolith_kv.storage.record_file import RecordReader
 
 SHOWN_COUNT = 4  # Of ids; the rest is a number.
 DUMPED_BYTES = 64
+TEXT_BYTES_MAX = 1 << 16
 JSON_KINDS = (RecordKind.META, RecordKind.CONFIGURE, RecordKind.CREATE, RecordKind.MARK)
 
 
@@ -25,7 +26,7 @@ def describe(path: str) -> Iterator[str]:
     ----------
     path : str
         A manifest, delta, snapshot, call log or sightings file, a torn tail that was kept aside, a
-        safetensors file, or LOCK.
+        safetensors file, a report of traffic, or LOCK.
 
     Raises
     ------
@@ -48,6 +49,10 @@ def describe(path: str) -> Iterator[str]:
         yield f"first bytes: {head[:DUMPED_BYTES].hex(' ')}"
     elif os.path.basename(path) == files.LOCK_NAME:
         yield f"lock, last held by {head.decode('utf-8', 'replace').strip() or 'nobody'}"
+    elif os.path.basename(path) == format.TRAFFIC_NAME:
+        yield "a writer's report of its tiers, for people"
+        with open(files.open_readable(path), "rb") as file:
+            yield file.read(TEXT_BYTES_MAX).decode("utf-8", "replace").strip()
     elif head[dense.LENGTH.size :][:1] == b"{":
         yield from _describe_dense(path)
     else:

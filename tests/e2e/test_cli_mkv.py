@@ -1,5 +1,7 @@
 """mkv from the outside: stat, inspect, verify, snapshot, restore."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from e2e.tools import Ran, call
 
 import monolith_kv as mkv
+from monolith_kv import traffic
 
 
 @pytest.fixture
@@ -68,6 +71,36 @@ def test_stat_tells_what_a_writers_overflow_takes_on_disk(store_path: Path) -> N
         table.upsert(np.arange(1000), np.ones((1000, 1024), np.float32))
         [found] = call("mkv", "stat", store_path, "--json").lines()
         assert found["overflow_bytes"] >= store.stats()["overflow"]["rows"] * 1024 * 4 > 0
+
+
+def test_stat_shows_the_tiers_and_rates_of_a_running_writer(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no figures from a writer" in call("mkv", "stat", store_path).out
+    monkeypatch.setattr(traffic, "PERIOD_S", 0.05)
+    with mkv.open(store_path, delta_interval="1d", memory_limit="4MiB") as store:
+        table = store.create_table("wide", 1024)
+        ids = np.arange(1000, dtype=np.uint64)
+        table.upsert(ids, np.ones((1000, 1024), np.float32))
+        while True:  # Until a report has a pull in it.
+            table.pull(ids[:100])
+            table.pull(ids[-100:])
+            [found] = call("mkv", "stat", store_path, "--json").lines()
+            report = found["traffic"]
+            if report and report["since_opening"]["promoted"] > 0:
+                break
+        assert 0 <= report["age_s"] < 60
+        assert report["memory"]["rows"] + report["overflow"]["rows"] >= 1000
+        assert report["memory"]["limit"] == 4 << 20
+        assert 0 < report["since_opening"]["hit_rate"] < 1
+        text = call("mkv", "stat", store_path).out
+        for words in ("its writer said", "hit rate", "rows/s promoted", "write amplification"):
+            assert words in text
+        shutil.copytree(store_path, store_path.parent / "killed")
+    assert "no figures from a writer" in call("mkv", "stat", store_path).out
+    left = store_path.parent / "killed" / "overflow" / "traffic.json"
+    os.utime(left, (0, left.stat().st_mtime - 3600))
+    assert "it has gone, or hangs" in call("mkv", "stat", left.parent.parent).out
 
 
 def test_inspect_reads_every_file(store_path: Path) -> None:

@@ -63,11 +63,13 @@ def test_damage_ends_the_dump_after_what_is_good(folder: Path) -> None:
     assert caught.value.offset == parts[2].offset
 
 
-def test_dense_files_and_the_lock_are_described_too(folder: Path) -> None:
+def test_dense_files_the_lock_and_reports_are_described_too(folder: Path) -> None:
     (folder / "w.safetensors").write_bytes(dense.pack({"w": [[1.0, 2.0]]}))
     assert list(describe(str(folder / "w.safetensors")))[-1] == "w: float64 [1, 2], 16 bytes"
     with files.FolderLock(str(folder)):
         assert "lock, last held by pid" in list(describe(str(folder / "LOCK")))[1]
+    (folder / "traffic.json").write_text('{"format": 1}')
+    assert list(describe(str(folder / "traffic.json")))[-1] == '{"format": 1}'
 
 
 def test_a_file_of_others_is_refused(folder: Path) -> None:
