@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     stat = commands.add_parser("stat", help="position, tables, rows and sizes of a store")
     stat.add_argument("store", metavar="STORE")
+    stat.add_argument("--quick", action="store_true", help="load no rows: not what only they tell")
     stat.set_defaults(run=run_stat)
     inspect = commands.add_parser("inspect", help="what is in a file of a store or a target")
     inspect.add_argument("file", metavar="FILE")
@@ -74,9 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_stat(arguments: argparse.Namespace, output: Output) -> int:
     """Print what a store holds."""
-    position = store_position(arguments.store)
-    with mkv.open(arguments.store, "r") as store:
-        values = stat_values(store, position)
+    values = position_values(store_position(arguments.store))
+    if not arguments.quick:
+        with mkv.open(arguments.store, "r") as store:
+            values |= stat_values(store)
     output.result(values, stat_text(values))
     return DONE
 
@@ -92,28 +94,39 @@ def store_position(path: str) -> Position:
     return position
 
 
-def stat_values(store: mkv.Store, position: Position) -> dict[str, Any]:
-    """Return all that `stat` prints."""
+def position_values(position: Position) -> dict[str, Any]:
+    """Return what `stat` finds without loading rows."""
+    traffic = position.traffic
+    if traffic is not None:
+        traffic = {"age_s": max(0.0, time.time() - traffic["at"]), **traffic}
+    return {
+        "path": position.path,
+        "kind": position.kind,
+        "uuid": position.uuid,
+        "epoch": position.epoch,
+        "sequence": position.sequence,
+        "snapshots": position.snapshots,
+        "deltas": position.deltas,
+        "bytes": position.bytes,
+        "overflow_bytes": overflow_bytes(position.path),
+        "traffic": traffic,
+    }
+
+
+def stat_values(store: mkv.Store) -> dict[str, Any]:
+    """Return what `stat` prints of the rows."""
     tables = [
         {"name": name, "dim": table.dim, "rows": len(table), "digest": store.digest(name)}
         for name, table in sorted(store.tables.items())
     ]
     return {
-        "path": position.path,
-        "kind": position.kind,
-        "uuid": position.uuid,
         "epoch": store.epoch,
         "sequence": store.sequence,
         "rows": sum(table["rows"] for table in tables),
         "digest": store.digest(),
         "cursor": dict(store.cursor),
         "dense_version": store.dense.version,
-        "snapshots": position.snapshots,
-        "deltas": position.deltas,
-        "bytes": position.bytes,
         "memory": store.stats()["memory"]["kinds"],
-        "overflow_bytes": overflow_bytes(store.path),
-        "traffic": traffic_values(store),
         "tables": tables,
     }
 
@@ -128,28 +141,24 @@ def overflow_bytes(path: str) -> int:
     return total
 
 
-def traffic_values(store: mkv.Store) -> dict[str, Any] | None:
-    """Return what whoever has the store open reported last, and how old that is."""
-    found: dict[str, Any] | None = store.stats()["traffic"]
-    return None if found is None else {"age_s": max(0.0, time.time() - found["at"]), **found}
-
-
 def stat_text(values: dict[str, Any]) -> str:
     """Return the same for people."""
     lines = [
         f"{values['path']}: {values['kind']} {values['uuid'][:8]}, epoch {values['epoch']}, "
         f"delta {values['sequence']}",
-        f"{values['rows']} rows, {values['snapshots']} snapshots, {values['deltas']} deltas, "
-        f"{size_text(values['bytes'])} published",
-        f"cursor {values['cursor']}, dense parameters version {values['dense_version']}",
-        f"in memory {size_text(sum(values['memory'].values()))}, in its writer's overflow "
+        f"{values['snapshots']} snapshots, {values['deltas']} deltas, "
+        f"{size_text(values['bytes'])} published, in its writer's overflow "
         f"{size_text(values['overflow_bytes'])}",
         traffic_text(values["traffic"]),
-        f"digest {values['digest']}",
     ]
-    if values["tables"]:
+    if "tables" in values:
+        lines += [
+            f"{values['rows']} rows, in memory {size_text(sum(values['memory'].values()))}",
+            f"cursor {values['cursor']}, dense parameters version {values['dense_version']}",
+            f"digest {values['digest']}",
+        ]
         rows = [[t["name"], str(t["dim"]), str(t["rows"])] for t in values["tables"]]
-        lines.append(table_text([["table", "dim", "rows"], *rows]))
+        lines += [table_text([["table", "dim", "rows"], *rows])] * bool(rows)
     return "\n".join(lines)
 
 

@@ -4,16 +4,18 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import monolith_kv as mkv
 from monolith_kv.replication.build import build_replica
 from monolith_kv.replication.publisher import Progress
 from monolith_kv.replication.target import Catalogue, Kind, read_catalogue
+from monolith_kv.traffic import read_report
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a folder goes, read from its manifest alone.
+    """How far a folder goes, read from its manifest, and what whoever has it open reports.
 
     Parameters
     ----------
@@ -38,6 +40,8 @@ class Position:
         is another one than that one's.
     lag_s : float or None
         Seconds between that one's newest delta and its own.
+    traffic : dict or None
+        What went between memory and overflow, as in `Store.stats`.
     """
 
     path: str
@@ -52,6 +56,7 @@ class Position:
     sealed_at: float | None
     lag: int | None = 0
     lag_s: float | None = 0.0
+    traffic: dict[str, Any] | None = None
 
 
 def positions(paths: Sequence[str | os.PathLike[str]]) -> list[Position]:
@@ -97,6 +102,7 @@ def _position(catalogue: Catalogue) -> Position:
         len(catalogue.deltas),
         catalogue.bytes,
         newest[0].made_at if newest else None,
+        traffic=read_report(catalogue.folder),
     )
 
 

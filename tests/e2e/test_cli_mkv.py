@@ -57,6 +57,18 @@ def test_stat_tells_what_a_store_holds(store_path: Path) -> None:
     failed(call("mkv", "stat", store_path.parent / "nothing"), 4)
 
 
+def test_quick_stat_loads_no_rows(store_path: Path) -> None:
+    for path in store_path.rglob("*.snapshot"):
+        path.unlink()  # Nobody misses it.
+    ran = call("mkv", "stat", store_path, "--quick", "--json")
+    assert ran.code == 0, ran
+    [found] = ran.lines()
+    assert (found["kind"], found["sequence"], found["deltas"]) == ("store", 2, 2)
+    assert not {"rows", "digest", "tables", "memory"} & set(found)
+    assert "delta 2" in call("mkv", "stat", store_path, "--quick").out
+    failed(call("mkv", "stat", store_path.parent / "nothing", "--quick"), 4)
+
+
 def test_stat_works_beside_a_writer(store_path: Path) -> None:
     with mkv.open(store_path, delta_interval=None):
         assert call("mkv", "stat", store_path).code == 0
@@ -93,7 +105,7 @@ def test_stat_shows_the_tiers_and_rates_of_a_running_writer(
         assert report["memory"]["rows"] + report["overflow"]["rows"] >= 1000
         assert report["memory"]["limit"] == 4 << 20
         assert 0 < report["since_opening"]["hit_rate"] < 1
-        text = call("mkv", "stat", store_path).out
+        text = call("mkv", "stat", store_path, "--quick").out
         for words in ("its writer said", "hit rate", "rows/s promoted", "write amplification"):
             assert words in text
         shutil.copytree(store_path, store_path.parent / "killed")
