@@ -129,6 +129,7 @@ GOALS: dict[str, Goal] = {
     "overflow cold": Goal("the same, page cache cold, of one at a time", 3.0, rows=10 * MILLION),
     "overflow zipf": Goal("lookup Zipf 1.05, of what hits allow", 0.8, rows=10 * MILLION),
     "overflow prefetch": Goal("pull + push with prefetch, of without", 1.5, rows=10 * MILLION),
+    "overflow prefetch cold": Goal("the same, page cache cold", 1.5, rows=10 * MILLION),
     "overflow rocksdb": Goal("pull + push, of rocksdict within as much", 3.0, rows=10 * MILLION),
     "overflow p99": _most("a lookup's p99 beside misses", 2.0, None, "x", 10 * MILLION),
     "overflow eviction": Goal("M rows evicted a second", 0.3, None, "M/s", rows=10 * MILLION),

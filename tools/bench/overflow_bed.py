@@ -84,7 +84,8 @@ class Bed:
     def evict_cache(self) -> None:
         """Leave no page of the tier's files in the page cache."""
         for path in self.files():
-            evict(path)
+            with contextlib.suppress(FileNotFoundError):  # The tier has emptied it meanwhile.
+                evict(path)
 
     def throw_away(self) -> None:
         """Close without sealing, which would write all rows out."""
