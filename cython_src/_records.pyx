@@ -325,16 +325,17 @@ cdef class Records(Core):
                 shard_relocate(&self.shards[shard], &batch, shard, &rows[0], &places[0])
             batch_destroy(&batch)
 
-    def evict(self, const uint64_t[::1] ids, const uint32_t[::1] places):
+    def evict(self, const uint8_t[::1] records, const uint32_t[::1] places):
         cdef Batch batch
         cdef size_t shard
-        cdef uint64_t evicted = 0
-        batch_of(&batch, ids)
+        fids = self.record_fids(records)
+        if len(fids) == 0:
+            return
+        batch_of(&batch, fids)
         with nogil:
-            for shard in range(SHARDS if ids.shape[0] else 0):
-                evicted += shard_evict(&self.shards[shard], &batch, shard, &places[0])
+            for shard in range(SHARDS):
+                shard_evict(&self.shards[shard], &batch, shard, &records[0], &places[0])
             batch_destroy(&batch)
-        return evicted * (self.policy.record_bytes - 8)
 
     def cold(self, const uint64_t[::1] ids):
         return distinct(np.asarray(ids)[self.cold_rows_at(ids) != 0])

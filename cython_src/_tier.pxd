@@ -28,9 +28,10 @@ cdef status_t shard_pack(
 cdef status_t shard_promote(
     Shard* shard, const Batch* batch, size_t number, const uint8_t* records) noexcept nogil
 # Rows become cold: the caller has put their records in these places of row files, by position in
-# the batch. How many.
+# the batch. One that is not what its record says any more stays. How many.
 cdef uint64_t shard_evict(
-    Shard* shard, const Batch* batch, size_t number, const uint32_t* places) noexcept nogil
+    Shard* shard, const Batch* batch, size_t number, const uint8_t* records,
+    const uint32_t* places) noexcept nogil
 # Of cold rows that still lie where `rows` says the records were put elsewhere, likewise.
 cdef void shard_relocate(
     Shard* shard, const Batch* batch, size_t number, const row_t* rows, const uint32_t* places

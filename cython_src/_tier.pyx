@@ -1,7 +1,7 @@
 """Rows in and out of a shard as records. See _tier.pxd."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from monolith_kv._arena cimport (
     Arena,
@@ -37,6 +37,7 @@ from monolith_kv._row cimport (
     row_clamp_time,
     row_cold,
     row_is_cold,
+    row_time,
 )
 from monolith_kv._rowfile cimport RowFiles, rowfile_header, rowfile_of
 from monolith_kv._shard cimport (
@@ -323,8 +324,22 @@ cdef inline void locked_leave_file(Shard* shard, row_t row) noexcept nogil:
     MKV_ADD64(&rowfile_of(shard.policy.row_files, row).live, <uint64_t>-1)
 
 
+cdef bint locked_is(const Shard* shard, row_t row, const uint8_t* record) noexcept nogil:
+    """Is a row in memory what its record says?"""
+    cdef size_t dim = shard.policy.dim
+    return (
+        row_time(arena_header(&shard.arena, row)[0]) == record_time(record)
+        and memcmp(
+            arena_embedding(&shard.arena, row), record_embedding(record),
+            dim * sizeof(float)) == 0
+        and memcmp(
+            arena_state(&shard.arena, row), record_state(record, dim),
+            shard.policy.state_floats * sizeof(float)) == 0)
+
+
 cdef uint64_t shard_evict(
-    Shard* shard, const Batch* batch, size_t number, const uint32_t* places
+    Shard* shard, const Batch* batch, size_t number, const uint8_t* records,
+    const uint32_t* places
 ) noexcept nogil:
     cdef size_t i
     cdef uint32_t position
@@ -338,6 +353,8 @@ cdef uint64_t shard_evict(
         if cell == NULL or row_is_cold(cell[0]):
             continue
         row = cell[0]
+        if not locked_is(shard, row, records + <size_t>position * shard.policy.record_bytes):
+            continue
         locked_sum(shard, batch.fids[position], row)
         locked_enter_file(
             shard, cell, places[position],

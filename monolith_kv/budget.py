@@ -208,13 +208,14 @@ class Move:
     def __init__(self, overflow: OverflowTier, entry: TableEntry, fids: Fids) -> None:
         self.entry, self._core = entry, entry.core
         self._overflow = overflow
-        self._records = self._read(fids)
-        self.fids = self._records["fid"].astype(np.uint64)
+        self._records = entry.core.pack(fids)[0]
+        self.fids = entry.rows_of(self._records)["fid"].astype(np.uint64)
         self._places: Places | None = None
 
     def put(self) -> None:
         """Write their records."""
-        self._places = self._overflow.write(self.entry.id, self._core, self._bytes(self._records))
+        records = self._records.reshape(-1, self._core.record_bytes)
+        self._places = self._overflow.write(self.entry.id, self._core, records)
 
     @property
     def is_written(self) -> bool:
@@ -227,22 +228,9 @@ class Move:
             return
         try:
             if not self.entry.dropped and self.entry.core is self._core:
-                self._evict(self._places)
+                self._core.evict(self._records, self._places)
         finally:
             self._overflow.settle(self.entry.id, self._places)
-
-    def _evict(self, written: Places) -> None:
-        now = self._read(self.fids)
-        places = np.searchsorted(self.fids, now["fid"])
-        is_same = (self._bytes(now) == self._bytes(self._records[places])).all(axis=1)
-        self.entry.core.evict(now["fid"][is_same].astype(np.uint64), written[places[is_same]])
-
-    def _read(self, fids: Fids) -> NDArray[Any]:
-        rows = self.entry.rows_of(self.entry.core.pack(fids)[0])
-        return rows[np.argsort(rows["fid"])]
-
-    def _bytes(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
-        return rows.view(np.uint8).reshape(len(rows), self.entry.core.record_bytes)
 
 
 def resident_bytes(entry: TableEntry) -> int:

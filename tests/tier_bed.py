@@ -36,7 +36,7 @@ class Bed:
         core = self.core(table)
         records = core.pack(fids)[0].reshape(-1, core.record_bytes)
         places = self.tier.write(table, core, records)
-        core.evict(overflow.fids_of(records), places)
+        core.evict(records.reshape(-1), places)
         self.tier.settle(table, places)
 
     def promote(self, fids: Any, table: int = 1) -> None:

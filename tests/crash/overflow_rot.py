@@ -46,7 +46,7 @@ def _flip_records(folder: str, step: int) -> Figure:
     fids = fids_of(records)  # In the order of their places.
     tier = OverflowTier(os.path.join(folder, "tier"), None)
     places = tier.write(TABLE, core, records)
-    core.evict(fids, places)
+    core.evict(records.reshape(-1), places)
     tier.settle(TABLE, places)
     (path,) = Path(tier.folder).iterdir()
     size = path.stat().st_size

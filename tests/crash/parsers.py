@@ -242,8 +242,12 @@ def _small_table() -> TableCore:
 def row_file() -> bytes:
     """The file in which all rows of the table are good."""
     core = _small_table()
-    records = np.concatenate([core.pack(COLD_IDS[i : i + 1])[0] for i in range(len(COLD_IDS))])
-    return bytes(format.HEADER_BYTES) + core.checksummed(records, 0).tobytes()
+    return bytes(format.HEADER_BYTES) + core.checksummed(_records(core), 0).tobytes()
+
+
+def _records(core: TableCore) -> np.ndarray:
+    """Those of the rows that become cold, in the order of their ids."""
+    return np.concatenate([core.pack(COLD_IDS[i : i + 1])[0] for i in range(len(COLD_IDS))])
 
 
 def _cold_table() -> TableCore:
@@ -251,7 +255,7 @@ def _cold_table() -> TableCore:
     core = _small_table()
     core.begin_overflow(4)
     core.add_row_file(0, MEMORY.fd, 0, format.HEADER_BYTES)
-    core.evict(COLD_IDS, np.arange(len(COLD_IDS), dtype=np.uint32))
+    core.evict(_records(core), np.arange(len(COLD_IDS), dtype=np.uint32))
     return core
 
 

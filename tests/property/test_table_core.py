@@ -158,7 +158,7 @@ class CoreMachine(RuleBasedStateMachine):
         for record in np.asarray(records).reshape(-1, self.core.record_bytes):
             self.tier[int(record[:8].view(np.uint64)[0])] = record.copy()
         places = np.arange(self.places, self.places + len(fids), dtype=np.uint32)
-        self.core.evict(fids, places)
+        self.core.evict(records, places)
         self.places += len(fids)
         assert len(self.core.cold(fids)) == len(fids)
 

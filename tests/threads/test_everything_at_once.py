@@ -123,7 +123,7 @@ class Everything:
         """Out of memory and back; in a store the mutex keeps all changes of these rows away."""
         records, cold = self.core.pack(MOVED)
         assert (len(records), len(cold)) == (RECORD * len(MOVED), 0)
-        self.core.evict(MOVED, np.arange(len(MOVED), dtype=np.uint32))
+        self.core.evict(records, np.arange(len(MOVED), dtype=np.uint32))
         cold = self.core.cold(MOVED)
         assert set(cold) <= set(MOVED)
         rows = records.reshape(-1, RECORD)

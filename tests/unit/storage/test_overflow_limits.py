@@ -166,7 +166,7 @@ def test_a_row_that_was_written_and_not_evicted_stays_in_memory(bed: Bed) -> Non
     records = core.pack(fids)[0].reshape(-1, core.record_bytes)
     places = bed.tier.write(1, core, records)
     bed.tier.shrink()  # Its file is waited for.
-    core.evict(overflow.fids_of(records)[:50], places[:50])
+    core.evict(records[:50].reshape(-1), places[:50])
     bed.tier.settle(1, places)
     assert bed.tier.rows == 50
     assert bed.holds(overflow.fids_of(records)[:50])
