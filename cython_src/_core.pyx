@@ -22,6 +22,7 @@ from monolith_kv._lock cimport (
     lock_destroy,
     lock_leave,
     lock_shared,
+    lock_try_shared,
 )
 from monolith_kv._optimizers cimport optimizer_kernel, optimizer_state_floats
 from monolith_kv._pages cimport PIECE_BYTES, pages_create, pages_destroy, pages_spare_bytes
@@ -397,8 +398,10 @@ cdef class Core:
         cdef Shard* shard
         for i in range(SHARDS):
             shard = &self.shards[i]
-            with nogil:
-                lock_shared(&shard.lock)
+            # Each call of a store that overflows asks: to be given the GIL again takes longer.
+            if not lock_try_shared(&shard.lock):
+                with nogil:
+                    lock_shared(&shard.lock)
             rows += arena_size_bytes(&shard.arena)
             index += shard.index.size_bytes
             sketch += sketch_size_bytes(&shard.sketch)

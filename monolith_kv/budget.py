@@ -6,6 +6,7 @@ rows become cold. All but reads is done under the mutex.
 
 import contextlib
 import errno
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ class Budget:
         self.is_full = False
         self.is_held = False
         self.wake: Callable[[], None] | None = None
+        self._stepping = threading.Lock()  # Held by who steps; taken before the mutex.
         self._moving: list[Move] = []  # Rows whose records are written just now.
         self._giving: Giving | None = None
         self._least = 0  # Bytes of slabs of which none could be given back.
@@ -99,28 +101,41 @@ class Budget:
 
         Notes
         -----
-        Not under the mutex: records are written without it. Their rows stay in memory meanwhile,
-        nobody else evicts them, and those that have changed by then remain.
+        Not under the mutex: rows are chosen and records written without it. Their rows stay in
+        memory meanwhile, nobody else evicts them, and those that have changed by then remain.
         """
-        state = self._state
-        with state.mutex:
-            if self.is_held or state.closed:
-                return False
+        with self._stepping:
             room, excess = self._room()
             short = self.limit // SLACK - room
-            if short <= 0:
-                return (self._giving is not None or excess > 0) and self._give_back(excess)
-            moves = self._moving = self._choose(min(short, STEP_BYTES))
+            is_more = False
+            if short > 0:
+                is_more = self._step_out(min(short, STEP_BYTES)) and short > STEP_BYTES
+            elif self._giving is not None or excess > 0:
+                with self._state.mutex:
+                    is_more = self._may_move() and self._give_back(excess)
+            if (overflow := self._state.overflow) is not None:
+                with contextlib.suppress(OSError, ClosedError):
+                    overflow.tidy()
+            return is_more
+
+    def _step_out(self, todo: int) -> bool:
+        """Evict so many bytes of rows; whether any were written."""
+        if not self._may_move():
+            return False
+        moves = self._moving = self._choose(todo)
         try:
             for move in moves:
                 move.put()
         except (StoreFullError, OSError, MemoryError, ClosedError):
             pass  # As a call fails that evicts: the next one has to, and notes it.
-        with state.mutex, contextlib.ExitStack() as steps:
+        with self._state.mutex, contextlib.ExitStack() as steps:
             self._moving = []
             for move in moves:
                 steps.callback(move.finish)
-        return any(move.is_written for move in moves) and short > STEP_BYTES
+        return any(move.is_written for move in moves)
+
+    def _may_move(self) -> bool:
+        return not (self.is_held or self._state.closed)
 
     def _room(self) -> tuple[int, int]:
         """Bytes that rows may take beyond those they take, and bytes of slabs that are too many."""
@@ -136,6 +151,8 @@ class Budget:
 
     def _send_out(self, todo: int) -> None:
         """Evict so many bytes of rows at once."""
+        overflow = self._state.overflow
+        assert overflow is not None
         try:
             while todo > 0:
                 moves = self._choose(min(todo, BLOCK_BYTES))
@@ -145,6 +162,8 @@ class Budget:
                     move.put()
                     move.finish()
                     todo -= len(move.fids) * move.entry.core.place_bytes
+                if self.wake is None:  # Or else a step does it.
+                    overflow.tidy()
             self.is_full = False
         except (StoreFullError, OSError, MemoryError):
             # The call that came here was made: it must not fail because rows cannot move. A tier
