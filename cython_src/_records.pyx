@@ -159,17 +159,20 @@ cdef class Records(Core):
         raise_freeing(status, &records, &cold, NULL)
         return take_bytes(&records), take_fids(&cold)
 
-    def promote(self, const uint8_t[::1] records):
+    def promote(self, const uint8_t[::1] records, const uint32_t[::1] rows=None):
         cdef Batch batch
         cdef size_t shard
+        cdef const row_t* seen = NULL
         cdef status_t status = STATUS_OK
         fids = self.record_fids(records)
         if len(fids) == 0:
             return
+        if rows is not None:
+            seen = &rows[0]
         batch_of(&batch, fids)
         with nogil:
             for shard in range(SHARDS):
-                status |= shard_promote(&self.shards[shard], &batch, shard, &records[0])
+                status |= shard_promote(&self.shards[shard], &batch, shard, &records[0], seen)
             batch_destroy(&batch)
         raise_status(status)
 

@@ -24,9 +24,11 @@ cdef void shard_put_back(
 # Append the records of rows in memory and the fids of cold ones.
 cdef status_t shard_pack(
     Shard* shard, const Batch* batch, size_t number, Buffer* records, Buffer* cold) noexcept nogil
-# Cold rows come back to memory; ids that are not cold are left alone.
+# Cold rows come back to memory; ids that are not cold are left alone, and those that do not lie
+# where `rows` says, unless that is NULL.
 cdef status_t shard_promote(
-    Shard* shard, const Batch* batch, size_t number, const uint8_t* records) noexcept nogil
+    Shard* shard, const Batch* batch, size_t number, const uint8_t* records, const row_t* rows
+) noexcept nogil
 # Rows become cold: the caller has put their records in these places of row files, by position in
 # the batch. One that is not what its record says any more stays. How many.
 cdef uint64_t shard_evict(

@@ -281,7 +281,7 @@ cdef status_t shard_pack(
 
 
 cdef status_t shard_promote(
-    Shard* shard, const Batch* batch, size_t number, const uint8_t* records
+    Shard* shard, const Batch* batch, size_t number, const uint8_t* records, const row_t* rows
 ) noexcept nogil:
     cdef size_t i
     cdef uint32_t position
@@ -294,6 +294,8 @@ cdef status_t shard_promote(
         position = batch.order[i]
         cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
         if cell == NULL or not row_is_cold(cell[0]):
+            continue
+        if rows != NULL and cell[0] != rows[position]:
             continue
         status = arena_allocate(&shard.arena, &row)
         if status != STATUS_OK:

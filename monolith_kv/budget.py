@@ -118,6 +118,11 @@ class Budget:
                     overflow.tidy()
             return is_more
 
+    def make_room(self, need: int) -> None:
+        """Step until rows of so many bytes have room, if steps can do it. Not under the mutex."""
+        while self._room()[0] < need and self.step():
+            pass
+
     def _step_out(self, todo: int) -> bool:
         """Evict so many bytes of rows; whether any were written."""
         if not self._may_move():
@@ -298,6 +303,32 @@ def promote(state: StoreState, entry: TableEntry, fids: Fids) -> None:
     if len(cold):
         records = read_cold(state, entry, cold)
         entry.core.promote(records.reshape(-1))
+
+
+def promote_ahead(state: StoreState, entry: TableEntry, fids: Fids) -> None:
+    """Bring the cold ones among these ids back to memory, holding the mutex for the last part.
+
+    Notes
+    -----
+    Records are read, and room is made, without the mutex. Only rows that still lie where they were
+    read come back: a place is not used again while its file is there.
+    """
+    overflow, core = state.overflow, entry.core
+    if overflow is None or state.budget is None or not core.cold_rows:
+        return
+    dropped = overflow.dropped_files  # Before anything is looked for.
+    cold = core.cold(fids)
+    rows = core.cold_rows_at(cold)
+    records, positions = overflow.read(core, cold)
+    need = len(positions) * core.place_bytes
+    state.budget.make_room(need)
+    with state.mutex:
+        if state.closed or entry.dropped or entry.core is not core:
+            return
+        state.budget.settle(need)
+        if overflow.dropped_files == dropped and len(positions):
+            core.promote(records.reshape(-1), rows[positions])
+        state.budget.settle()
 
 
 def read_cold(state: StoreState, entry: TableEntry, cold: Fids) -> NDArray[np.uint8]:

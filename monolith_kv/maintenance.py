@@ -16,7 +16,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.budget import promote
+from monolith_kv.budget import promote_ahead
 from monolith_kv.catalog import retire
 from monolith_kv.compaction import Compactor
 from monolith_kv.errors import Error
@@ -169,13 +169,10 @@ class Maintenance:
         while self._queue and not self._stop.is_set():
             entry, ids = self._queue.popleft()
             for start in range(0, len(ids), PREFETCH_IDS):
-                with state.mutex:
-                    if state.closed or entry.dropped:
-                        break
-                    with contextlib.suppress(Error, OSError, MemoryError):
-                        promote(state, entry, ids[start : start + PREFETCH_IDS])
-                        if state.budget is not None:
-                            state.budget.settle()
+                if state.closed or entry.dropped:
+                    break
+                with contextlib.suppress(Error, OSError, MemoryError):
+                    promote_ahead(state, entry, ids[start : start + PREFETCH_IDS])
 
     def wait(self) -> None:
         """Return when something was asked for."""

@@ -70,6 +70,9 @@ class Room(Protocol):
     def step(self) -> bool:
         """Do a bounded part of that in advance; whether there is more to do."""
 
+    def make_room(self, need: int) -> None:
+        """Step until there is room for `need` bytes."""
+
 
 class TableEntry:
     """One table of an open store: what it is, and its rows."""

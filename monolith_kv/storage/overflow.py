@@ -72,6 +72,8 @@ class OverflowTier:
         Records that were found damaged, and left out, so far.
     unreadable : int
         Times that the disk failed to read one.
+    dropped_files : int
+        Files that were removed, so far: while it stays the same, a place is no other's.
     evicted_bytes, written_bytes : int
         Of records that came from memory, and of all that was written to files for it.
 
@@ -91,7 +93,7 @@ class OverflowTier:
         self._lock = threading.RLock()
         self._tables: dict[int, TableFiles] = {}  # By table id. Guarded by _lock.
         self._gone: set[int] = set()  # Tables that were dropped: no other gets their ids.
-        self._made = 0
+        self.dropped_files = self._made = 0
         self._untidy_bytes = 0  # Of files, to be gone through by `tidy`.
         self._is_closed = False
         with files.disk_errors(folder):
@@ -494,6 +496,7 @@ class OverflowTier:
                 if file is None or file.awaited or found.live_rows(file):
                     continue
                 if file.places:
+                    self.dropped_files += 1
                     found.drop(file)
 
 
