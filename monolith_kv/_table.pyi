@@ -6,7 +6,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Barrier", "PreparedPush", "TableCore", "in_hand_bytes"]
+__all__ = ["Barrier", "PreparedPush", "TableCore", "give_back_freed", "in_hand_bytes"]
 
 Fids = NDArray[np.uint64]
 Floats = NDArray[np.float32]

@@ -31,7 +31,9 @@ from monolith_kv.storage.snapshot import SnapshotWriter
 Progress = Callable[[int, int], None]
 TOUCHED_IDS = 1 << 17  # of a part
 READ_BYTES = 1 << 20  # Of cold rows, at once.
-COLD_BYTES = 4 << 20  # Of cold rows in a record, at least; less than twice as much.
+COLD_BYTES = 4 << 20  # Of cold rows in a record, at least.
+COLD_BYTES_MAX = 12 << 20
+COLD_RECORDS = 8192  # Each takes a number of a file: larger ones where there are as many.
 
 
 @dataclass
@@ -288,6 +290,8 @@ class ColdWriter:
 
     def __init__(self, writer: SnapshotWriter, entry: TableEntry) -> None:
         self._writer, self._entry = writer, entry
+        size = entry.core.cold_rows * entry.core.record_bytes // COLD_RECORDS
+        self._least = min(max(size, COLD_BYTES), COLD_BYTES_MAX)
         self._parts: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
 
     def add(self, records: NDArray[np.uint8]) -> None:
@@ -301,10 +305,10 @@ class ColdWriter:
     def write(self, *, is_end: bool = False) -> None:
         """Write what makes whole records; at the end what is left, too."""
         size = sum(places.nbytes for places, _ in self._parts)
-        while size >= COLD_BYTES or (is_end and self._parts):
+        while size >= self._least or (is_end and self._parts):
             chosen: list[NDArray[np.uint8]] = []
             low = high = 0
-            while self._parts and sum(places.nbytes for places in chosen) < COLD_BYTES:
+            while self._parts and sum(places.nbytes for places in chosen) < self._least:
                 places, digest = self._parts.popleft()
                 chosen.append(places)
                 size -= places.nbytes

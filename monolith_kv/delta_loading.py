@@ -17,11 +17,9 @@ from monolith_kv.state import NO_FIDS, NO_RECORDS, StoreState, TableEntry
 from monolith_kv.storage.delta_log import DeltaReader
 from monolith_kv.storage.format import RecordKind
 from monolith_kv.storage.framing import Record
+from monolith_kv.storage.pending import await_sightings, check_sightings, load_sightings
 from monolith_kv.storage.recovery import (
-    await_sightings,
-    check_sightings,
     load_rows,
-    load_sightings,
     set_dense,
 )
 from monolith_kv.storage.tables import entry_of, read_schemas

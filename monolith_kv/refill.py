@@ -31,6 +31,8 @@ def refill(state: StoreState, entry: TableEntry, fids: NDArray[np.uint64]) -> ND
     fids : ndarray of uint64
         Cold ids. Those touched since the last seal are passed over: no file has their last state.
     """
+    if state.is_recovering:  # The files have later states of rows than memory.
+        return entry.rows_of(NO_RECORDS)
     missing = without(fids, entry.core.touched_fids())
     found: list[NDArray[Any]] = []
     for chain in _chains(state):
@@ -58,7 +60,7 @@ def _chains(state: StoreState) -> Iterator[list[Opener]]:
     A cold row is read from the newest snapshot itself, if the store was opened from that: where it
     is damaged there, the snapshot before has it, too, as long as no delta since is missing.
     """
-    found = state.manifest
+    found = state.visible
     by_number = {entry["sequence"]: entry["name"] for entry in found.deltas}
     for named in [*reversed(found.snapshots), None]:
         sequence, chain = 0, list[Opener]()

@@ -26,10 +26,10 @@ from monolith_kv.storage.cold_rows import as_rows
 from monolith_kv.storage.format import HEADER_BYTES, OVERFLOW_FOLDER, FileType, RecordKind
 from monolith_kv.storage.framing import Record, decode_json
 from monolith_kv.storage.manifest import Manifest
+from monolith_kv.storage.pending import load_sightings
 from monolith_kv.storage.recovery import (
     load_dense,
     load_rows,
-    load_sightings,
     recover,
     set_dense,
 )
@@ -53,7 +53,7 @@ def salvage_files(path: str, to: str, clock: Callable[[], float]) -> list[str]:
             found = manifest.load(path)
             if found is None:
                 raise FileNotFoundError(f"there is no store at {path}")
-            recover(state, found)
+            recover(state, found, may_adopt=False)  # What is not verified is not saved.
         except (Error, OSError) as error:
             problems.append(str(error))
             # Calls are loaded last: those before a damaged one are made by now.

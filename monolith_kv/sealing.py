@@ -20,7 +20,7 @@ from monolith_kv.published import Delta
 from monolith_kv.state import StoreState, Summed, TableEntry, store_digest
 from monolith_kv.storage import marks, sightings
 from monolith_kv.storage.delta_log import DeltaWriter
-from monolith_kv.storage.recovery import join_pieces
+from monolith_kv.storage.pending import join_pieces
 
 # Smaller ones lie in a core's own cache, but training beside a seal was slower with 1 MiB (0.77 to
 # 0.80 of training alone, with 8 MiB 0.81 to 0.83), and so were pulls.

@@ -209,6 +209,7 @@ class StoreState:
         self.lost: list[dict[str, Any]] = []
         # Snapshots taken since the last seal, by their ids: the next delta covers their content.
         self.instants: list[str] = []
+        self.is_recovering = False  # Rows are not those of the manifest yet.
         self.damaged: list[str] = []  # Files that were passed over, in words.
         self.partial: str | None = None  # Id of a snapshot that holds part of the next delta.
         self.calls_replayed = 0

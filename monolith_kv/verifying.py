@@ -9,7 +9,8 @@ from monolith_kv.errors import Error
 from monolith_kv.state import StoreState
 from monolith_kv.storage import call_log, delta_log, dense, manifest, sightings, snapshot
 from monolith_kv.storage.manifest import Manifest
-from monolith_kv.storage.recovery import check_identity, split_pieces
+from monolith_kv.storage.pending import split_pieces
+from monolith_kv.storage.recovery import check_identity
 
 ATTEMPTS = 3
 

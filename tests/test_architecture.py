@@ -61,7 +61,7 @@ PYTHON_RANKS = [
     ["calls", "dense_parameters", "traffic"],
     ["settings", "compaction", "loading", "storage.tables"],
     ["table", "storage.replay"],
-    ["storage.adopter"],
+    ["storage.adopter", "storage.pending"],
     ["storage.recovery"],
     ["sealing", "stats", "verifying"],
     ["checkpoint", "delta_loading", "opening", "restoring"],

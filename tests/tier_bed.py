@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from monolith_kv._table import Barrier, TableCore
-from monolith_kv.storage import overflow
 from monolith_kv.storage.overflow import OverflowTier
 
 DIM = 12

@@ -35,7 +35,7 @@ from monolith_kv.storage.format import (
     pack_header,
     unpack_header,
 )
-from monolith_kv.storage.row_files import COLD, DiskFile, RowFile, TableFiles
+from monolith_kv.storage.row_files import COLD, DiskFile, RowFile, TableFiles, emptiest, nameless
 
 FILE_BYTES_MAX = 64 << 20
 FILES_MIN = 16  # At least so many under a limit, or emptying them would take too much of it.
@@ -46,8 +46,8 @@ GOOD, DAMAGED, UNREADABLE = 1, 2, 3  # ROW_GOOD, ROW_DAMAGED, ROW_UNREADABLE
 # for each that is evicted, which are those of the emptiest file.
 DEAD_SHARE_MAX = 0.21
 EMPTY_PER_BYTE = 4  # Bytes of files gone through for each byte that is evicted.
+SHRINK_BYTES = 16 << 20  # Of a snapshot without a name, at once.
 BLOCK_BYTES = 1 << 20
-LAST_BYTES_MIN = 1 << 20  # The file that is written to is emptied, too, if it has as much.
 
 Fids = NDArray[np.uint64]
 Records = NDArray[np.uint8]
@@ -229,21 +229,14 @@ class OverflowTier:
     ) -> list[Callable[[], None]]:
         """Take cold rows that a table does not know yet where they lie; nothing is read.
 
-        Parameters
-        ----------
-        table : int
-            Table id.
-        core : TableCore
-            The table.
-        disk : DiskFile
-            The snapshot's; it is closed when no row lies in it any more.
-        rows : ColdRows
-            Of places of this table's size.
-
         Returns
         -------
         list of callable
             What is left to do, in any thread and order: let the table know them.
+
+        Notes
+        -----
+        The rows are of places of this table's size. The file is closed when none lies in it.
         """
         jobs: list[Callable[[], None]] = []
         with self._changing():
@@ -256,7 +249,7 @@ class OverflowTier:
                 few = rows._replace(
                     fids=rows.fids[start:stop], times=rows.times[start:stop], digest=digest
                 )
-                jobs.append(partial(_enter, found, part, few))
+                jobs.append(partial(found.enter, part, few))
                 digest = (0, 0)
             size = sum(each.part_places * each.place_bytes for each in self._tables.values())
             if self._limit is not None and size > self._limit:
@@ -288,7 +281,9 @@ class OverflowTier:
         with self._changing():
             before = self.bytes
             self._empty(None, DEAD_SHARE_MAX)
-            return before - self.bytes
+            freed = before - self.bytes
+            self._empty(SHRINK_BYTES, DEAD_SHARE_MAX)
+            return max(freed, before - self.bytes)
 
     def close(self) -> None:
         """Close the tier and remove it; again, or in a forked child: nothing."""
@@ -311,8 +306,10 @@ class OverflowTier:
         with self._lock:
             self._check()
             with files.disk_errors(self.folder):
-                for disk in {part.disk.fd: part.disk for part in self._parts()}.values():
-                    disk.look()
+                for found in self._tables.values():
+                    for part in found.parts.values():
+                        part.disk.look()
+                        break  # All of them are in one file.
                 yield
 
     def _files_of(self, table: int, core: TableCore) -> TableFiles:
@@ -401,11 +398,6 @@ class OverflowTier:
             "raise overflow_limit or memory_limit, or remove or expire rows"
         )
 
-    def _parts(self) -> Iterator[RowFile]:
-        """Yield a part of the snapshot, if there is one, of each table."""
-        for found in self._tables.values():
-            yield from found.parts[:1]
-
     def _dead_bytes(self) -> int:
         return sum(found.dead_bytes for found in self._tables.values())
 
@@ -426,43 +418,18 @@ class OverflowTier:
         left = scan_bytes
         while left is None or left > 0:
             self._drop_dead()
-            chosen, taken = self._nameless(), self.bytes
+            # These in portions alone: there may be as much as a whole snapshot.
+            chosen = None if left is None else nameless(self._tables.values())
             if chosen is None:
+                taken = self.bytes
                 if taken <= until or self._dead_bytes() <= dead_share * taken:
                     break
-                chosen = self._emptiest(is_pressed=until > 0)
+                chosen = emptiest(self._tables.values(), is_pressed=until > 0)
             if chosen is None:
                 break
             scanned = self._empty_part(*chosen)
             left = None if left is None else left - scanned
         self._drop_dead()
-
-    def _nameless(self) -> tuple[TableFiles, RowFile] | None:
-        """Return a part of a snapshot that only this tier keeps."""
-        for found in self._tables.values():
-            if (part := found.nameless_part()) is not None:
-                return found, part
-        return None
-
-    def _emptiest(self, *, is_pressed: bool) -> tuple[TableFiles, RowFile] | None:
-        """Return the file to empty: the one begun, or the one with most dead bytes.
-
-        Small ones that are written to are left alone, unless every byte counts.
-        """
-        best: tuple[TableFiles, RowFile] | None = None
-        most = 0
-        for found in self._tables.values():
-            for file in found.own:
-                is_last = file is found.own[-1] and not is_pressed
-                is_small = is_last and found.bytes_of(file) < LAST_BYTES_MIN
-                if file.is_stuck or file.awaited or is_small:
-                    continue
-                if file.emptied:
-                    return found, file
-                dead = found.dead_bytes_of(file)
-                if dead > most:
-                    most, best = dead, (found, file)
-        return best
 
     def _empty_part(self, found: TableFiles, file: RowFile) -> int:
         """Move the live rows of the next part of a file; return the bytes gone through."""
@@ -487,6 +454,8 @@ class OverflowTier:
         file.emptied += count
         # A file is emptied once: what is left in it then cannot be read.
         file.is_stuck = file.emptied == file.places
+        if file.is_stuck and not file.disk.is_own and not found.live_rows(file):
+            self._drop(found, file)
         return block.nbytes
 
     def _drop_dead(self) -> None:
@@ -496,14 +465,11 @@ class OverflowTier:
                 if file is None or file.awaited or found.live_rows(file):
                     continue
                 if file.places:
-                    self.dropped_files += 1
-                    found.drop(file)
+                    self._drop(found, file)
 
-
-def _enter(found: TableFiles, part: RowFile, rows: ColdRows) -> None:
-    first = part.number << found.place_bits
-    found.core.enter_cold(rows.fids, rows.times, first, *rows.digest)
-    part.awaited = 0
+    def _drop(self, found: TableFiles, file: RowFile) -> None:
+        self.dropped_files += 1
+        found.drop(file)
 
 
 def fids_of(records: Records) -> Fids:

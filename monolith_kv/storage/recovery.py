@@ -8,7 +8,7 @@ changes no file but for that tail, so that it may itself be killed at any point.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,19 @@ from monolith_kv.storage.adopter import Adopter
 from monolith_kv.storage.format import HEADER_BYTES, Header, RecordKind
 from monolith_kv.storage.framing import Record
 from monolith_kv.storage.manifest import Manifest
+from monolith_kv.storage.overflow import OverflowTier
+from monolith_kv.storage.pending import await_sightings, load_pending, load_sightings
 from monolith_kv.storage.replay import replay
 from monolith_kv.storage.tables import entry_of, sync_tables
 
 Progress = Callable[[int, int], None]
+INDEX_BYTES = 24  # A row in the index.
+FITS_SHARE = 0.9  # Of a memory limit.
 
 
-def recover(state: StoreState, manifest: Manifest, base: "Base | None" = None) -> None:
+def recover(
+    state: StoreState, manifest: Manifest, base: "Base | None" = None, *, may_adopt: bool = True
+) -> None:
     """Fill an empty state from the files that `manifest` names.
 
     Parameters
@@ -47,15 +53,44 @@ def recover(state: StoreState, manifest: Manifest, base: "Base | None" = None) -
         Of the folder `state.path`.
     base : Base, optional
         Its newest snapshot, loaded into the state already.
+    may_adopt : bool
+        Whether cold rows of a snapshot may stay there, unread.
 
     Raises
     ------
     CorruptionError, FormatVersionError
         The files do not lead to the state that the manifest names.
     """
+    may_adopt = may_adopt and base is None and state.overflow is not None
+    state.is_recovering = True
+    try:
+        if may_adopt:
+            try:
+                _recover(state, manifest, None, may_adopt=True)
+                return
+            except (CorruptionError, OSError):
+                # It may be a cold row that is needed now, and is in an older snapshot, too: once
+                # more, and every byte is verified on the way.
+                _begin_anew(state, manifest)
+        _recover(state, manifest, base, may_adopt=False)
+    finally:
+        state.is_recovering = False
+
+
+def _begin_anew(state: StoreState, manifest: Manifest) -> None:
+    """Forget all that a recovery has made of the files so far."""
+    _forget(state, manifest)
+    state.instants, state.lost, state.damaged = [], [], []
+    state.partial, state.schema_changed, state.is_log_whole = None, False, True
+    state.calls_replayed, state.next_log = 0, 1
+
+
+def _recover(
+    state: StoreState, manifest: Manifest, base: "Base | None", *, may_adopt: bool
+) -> None:
     state.manifest = manifest
     state.next_table_id = manifest.next_table_id
-    base = base or _load_base(state, manifest)
+    base = base or _load_base(state, manifest, may_adopt=may_adopt)
     sequence = base.sequence if base else 0
     for entry in manifest.deltas:
         if entry["sequence"] > sequence:
@@ -94,7 +129,7 @@ class Base:
         self.is_logged = True  # Deltas and call logs lead to it, too; the manifest knows.
 
 
-def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
+def _load_base(state: StoreState, manifest: Manifest, *, may_adopt: bool) -> Base | None:
     """Load the newest snapshot that is good and from which deltas lead on."""
     first_error: Exception | None = None
     for named in reversed(manifest.snapshots):
@@ -104,7 +139,7 @@ def _load_base(state: StoreState, manifest: Manifest) -> Base | None:
             reader = snapshot.SnapshotReader(path)
             check_identity(path, reader, manifest)
             _refuse_to_write(state, reader.header, path)
-            base = load_snapshot(state, reader)
+            base = load_snapshot(state, reader, may_adopt=may_adopt)
             base.is_logged = named.get("logged", True)
             return base
         except FileNotFoundError as error:
@@ -146,9 +181,15 @@ def _forget(state: StoreState, manifest: Manifest) -> None:
 
 
 def load_snapshot(
-    state: StoreState, reader: snapshot.SnapshotReader, progress: Progress | None = None
+    state: StoreState,
+    reader: snapshot.SnapshotReader,
+    progress: Progress | None = None,
+    *,
+    may_adopt: bool = False,
 ) -> Base:
-    """Load a snapshot into an empty state; each record is verified right before that.
+    """Load a snapshot into an empty state; each record that is read is verified right before that.
+
+    Cold rows that memory has no room for may be adopted: they stay where they are, unread.
 
     Raises
     ------
@@ -157,10 +198,11 @@ def load_snapshot(
     """
     base = Base(reader)
     sync_tables(state, reader.meta["tables"], reader.path)
+    overflow = state.overflow if may_adopt and not _fits(state, reader) else None
     for entry in state.tables.values():
-        _expect(state, entry, reader)
+        _expect(state, entry, reader, is_adopted=overflow is not None)
     with Loader() as loader:
-        _load_records(state, reader, base, loader, progress)
+        _load_records(state, reader, base, loader, overflow, progress)
     state.dense.version = reader.meta["dense_version"]
     found = store_digest(list(state.tables.values()))
     if found != base.digest:
@@ -172,15 +214,31 @@ def load_snapshot(
     return base
 
 
-def _expect(state: StoreState, entry: TableEntry, reader: snapshot.SnapshotReader) -> None:
-    """Make a table ready for the rows that END announces, as far as the file can have them."""
+def _announced(entry: TableEntry, reader: snapshot.SnapshotReader) -> tuple[int, int]:
+    """Return how many rows, and cold rows, END announces, as far as the file can have them."""
     counts = reader.end.get("by_table", {}).get(str(entry.id))
-    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
-        return
-    rows, cold = (
-        min(max(0, c), reader.size // entry.core.record_bytes) for c in (*counts, 0, 0)[:2]
-    )
-    if state.overflow is None:
+    if not (isinstance(counts, list) and len(counts) == 2 and {*map(type, counts)} == {int}):
+        return 0, 0
+    most = reader.size // entry.core.record_bytes
+    return min(max(0, counts[0]), most), min(max(0, counts[1]), most)
+
+
+def _fits(state: StoreState, reader: snapshot.SnapshotReader) -> bool:
+    """Whether memory has room for all rows: then none need stay in the file."""
+    if state.settings.memory_limit is None:
+        return True
+    size = 0
+    for entry in state.tables.values():
+        size += sum(_announced(entry, reader)) * (entry.core.place_bytes + INDEX_BYTES)
+    return 0 < size < FITS_SHARE * state.settings.memory_limit
+
+
+def _expect(
+    state: StoreState, entry: TableEntry, reader: snapshot.SnapshotReader, *, is_adopted: bool
+) -> None:
+    """Make a table ready for the rows that END announces."""
+    rows, cold = _announced(entry, reader)
+    if not is_adopted:
         rows, cold = rows + cold, 0
     if state.settings.memory_limit is not None:
         rows = min(rows, state.settings.memory_limit // entry.core.place_bytes)
@@ -192,6 +250,7 @@ def _load_records(
     reader: snapshot.SnapshotReader,
     base: Base,
     loader: Loader,
+    overflow: OverflowTier | None,
     progress: Progress | None,
 ) -> None:
     by_id = {entry.id: entry for entry in state.tables.values()}
@@ -205,10 +264,8 @@ def _load_records(
 
     with contextlib.ExitStack() as stack:
         adopter = None
-        if state.overflow is not None:
-            adopter = stack.enter_context(
-                Adopter(state, state.overflow, by_id, reader, loader, count)
-            )
+        if overflow is not None:
+            adopter = stack.enter_context(Adopter(state, overflow, by_id, reader, loader, count))
         for record in reader.records(adopter):
             _load_record(state, reader.path, by_id, record, base, loader)
             if record.kind == RecordKind.ROWS:
@@ -258,7 +315,12 @@ def _load_unsealed(state: StoreState, base: Base) -> None:
     """Mark what the snapshot holds beyond its sequence: no delta has it, the next one must."""
     by_id = {entry.id: entry for entry in state.tables.values()}
     for table_id, fids in base.touched:
-        by_id[table_id].core.touch(fids)
+        core = by_id[table_id].core
+        cold = core.cold(fids)
+        if state.overflow is not None and len(cold) > len(state.overflow.read(core, cold)[1]):
+            # Of others there is a later chance: the deltas since an older snapshot have them.
+            raise CorruptionError(f"{base.path}: damaged rows that no delta has", base.path)
+        core.touch(fids)
     state.schema_changed = base.is_schema_changed
     state.dense.is_pending = base.is_dense_pending
     state.instants = [*base.includes, base.instant]
@@ -338,76 +400,6 @@ def _rows_in(
             record.offset,
         )
     return entry, np.frombuffer(record.payload, np.uint8)
-
-
-def await_sightings(state: StoreState) -> dict[int, list[bytes]]:
-    """Hand over the sightings that the next delta has, and that are counted, by table id."""
-    awaited = {entry.id: entry.pending_sightings for entry in state.tables.values()}
-    for entry in state.tables.values():
-        entry.pending_sightings = []
-    return awaited
-
-
-def load_sightings(
-    entry: TableEntry, data: bytes, path: str, awaited: Mapping[int, list[bytes]]
-) -> None:
-    """Count sightings in a delta at a table's gate, but for those that a snapshot's gate counts."""
-    counted = awaited.get(entry.id)
-    if counted and counted[0] == data:
-        counted.pop(0)
-        return
-    count_sightings(entry, data, path)
-
-
-def check_sightings(entry: TableEntry, data: bytes, path: str) -> None:
-    """Raise CorruptionError where sightings could not be counted; nothing is."""
-    try:
-        entry.core.check_sightings(data)
-    except ValueError as error:
-        raise _bad_sightings(entry, path, error) from error
-
-
-def _bad_sightings(entry: TableEntry, path: str, error: ValueError) -> CorruptionError:
-    return CorruptionError(f"{path}: sightings of table {entry.schema.name}: {error}", path)
-
-
-def count_sightings(entry: TableEntry, data: bytes, path: str) -> None:
-    """Count sightings that a file holds at a table's gate."""
-    try:
-        entry.core.see(data, False)
-    except ValueError as error:
-        raise _bad_sightings(entry, path, error) from error
-
-
-def load_pending(state: StoreState, by_table: Mapping[int, bytes]) -> None:
-    """Count sightings that no delta holds yet, but for those that a snapshot's gate includes."""
-    for entry in state.tables.values():
-        pieces = split_pieces(by_table.get(entry.id, b""))
-        # The snapshot has the first ones of the same list.
-        for piece in pieces[len(entry.pending_sightings) :]:
-            count_sightings(entry, piece, state.path)
-            entry.pending_sightings.append(piece)
-
-
-def join_pieces(pieces: Iterable[bytes]) -> bytes:
-    """Return pieces as one, each behind its length as u64."""
-    return b"".join(len(piece).to_bytes(8, "little") + piece for piece in pieces)
-
-
-def split_pieces(data: bytes) -> list[bytes]:
-    """Return what `join_pieces` joined; CorruptionError for anything else."""
-    pieces, at = [], 0
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 8], "little")
-        end = at + 8 + size
-        # None is empty: 16 MiB of zeros, some hundred bytes in a file, are not 2 M pieces.
-        if not size or end > len(data):
-            raise CorruptionError(
-                f"a piece of sightings has {size} bytes at byte {at} of {len(data)}; run mkv verify"
-            )
-        pieces.append(data[at + 8 : end])
-        at = end
-    return pieces
 
 
 def set_dense(state: StoreState, record: Record, path: str) -> None:

@@ -4,16 +4,18 @@ See overflow.py, which writes, empties and removes them.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from monolith_kv._table import TableCore
 from monolith_kv.errors import StoreFullError
 from monolith_kv.storage import files
+from monolith_kv.storage.cold_rows import ColdRows
 from monolith_kv.storage.format import HEADER_BYTES, PLACE_SUM_BYTES
 
 FILES_MAX = 65_536  # ROWFILES_MAX
 COLD = 1 << 31  # ROW_COLD
+LAST_BYTES_MIN = 1 << 20  # The file that is written to is emptied, too, if it has as much.
 
 
 @dataclass
@@ -36,6 +38,7 @@ class DiskFile:
         self.users -= 1
         if not self.users:
             os.close(self.fd)
+            self.fd = -1
             if self.is_own:
                 files.remove_quietly(self.path)
 
@@ -60,11 +63,11 @@ class TableFiles:
     core: TableCore
     place_bits: int
     own: list[RowFile] = field(default_factory=list)
-    parts: list[RowFile] = field(default_factory=list)  # Of a snapshot; nothing is written there.
+    # Of a snapshot, by number; nothing is written there.
+    parts: dict[int, RowFile] = field(default_factory=dict)
     part_places: int = 0  # In all of them.
     _taken: set[int] = field(default_factory=set)  # Numbers.
     _free: int = 0  # No number below it is free.
-    _turn: int = 0
 
     @property
     def place_bytes(self) -> int:
@@ -74,7 +77,7 @@ class TableFiles:
     def every(self) -> Iterator[RowFile]:
         """Yield all files and parts."""
         yield from self.own
-        yield from self.parts
+        yield from self.parts.values()
 
     def add(self, file: RowFile) -> RowFile:
         """Make a file known, whose number is free."""
@@ -82,17 +85,29 @@ class TableFiles:
         self.core.add_row_file(file.number, disk.fd, disk.seed, file.base, file.places)
         disk.users += 1
         self._taken.add(file.number)
-        (self.own if disk.is_own else self.parts).append(file)
-        self.part_places += 0 if disk.is_own else file.places
+        if disk.is_own:
+            self.own.append(file)
+        else:
+            self.parts[file.number] = file
+            self.part_places += file.places
         return file
+
+    def enter(self, part: RowFile, rows: ColdRows) -> None:
+        """Let the table know the rows of a part that nobody knows yet."""
+        first = part.number << self.place_bits
+        self.core.enter_cold(rows.fids, rows.times, first, *rows.digest)
+        part.awaited = 0
 
     def drop(self, file: RowFile) -> None:
         """Take a file away in which no row lies."""
         self.core.remove_row_file(file.number)
         self._taken.remove(file.number)
         self._free = min(self._free, file.number)
-        (self.own if file.disk.is_own else self.parts).remove(file)
-        self.part_places -= 0 if file.disk.is_own else file.places
+        if file.disk.is_own:
+            self.own.remove(file)
+        else:
+            del self.parts[file.number]
+            self.part_places -= file.places
         file.disk.leave()
 
     def close(self) -> None:
@@ -135,36 +150,65 @@ class TableFiles:
 
     @property
     def bytes(self) -> int:
-        """Bytes of disk: of a snapshot that has a name, the rows that lie in it."""
-        return sum(map(self.bytes_of, self.own)) + self._places_taken() * self.place_bytes
+        """Bytes of disk: own files, and the rows that lie in a snapshot."""
+        in_parts = max(0, self.core.cold_rows - sum(map(self.live_rows, self.own)))
+        size = sum(map(self.bytes_of, self.own))
+        return size + in_parts * self.place_bytes if self.parts else size
 
     @property
     def dead_bytes(self) -> int:
-        """Bytes of these whose row is not there any more, but for files that cannot be emptied."""
-        own = sum(self.dead_bytes_of(file) for file in self.own if not file.is_stuck)
-        return own + (self._places_taken() - self._rows_in_parts()) * self.place_bytes
+        """Bytes of own files whose row is not there any more, but for those that are stuck."""
+        return sum(self.dead_bytes_of(file) for file in self.own if not file.is_stuck)
 
-    def _places_taken(self) -> int:
-        is_kept = bool(self.parts) and self.parts[0].disk.has_name
-        return self._rows_in_parts() if is_kept else self.part_places
-
-    def _rows_in_parts(self) -> int:
-        if not self.parts:
-            return 0
-        return max(0, self.core.cold_rows - sum(map(self.live_rows, self.own)))
+    # --- parts of a snapshot ---------------------------------------------------------------
 
     def nameless_part(self) -> RowFile | None:
         """Return a part of a snapshot that nobody else keeps, if its rows can be moved."""
-        for part in reversed(self.parts):
+        for part in self.parts.values():
             if part.disk.has_name:
                 break
-            if not part.is_stuck:
+            if not part.is_stuck and not part.awaited:
                 return part
         return None
 
     def next_part(self) -> RowFile | None:
         """Return one part after the other, time and again; there may be thousands."""
-        if not self.parts:
-            return None
-        self._turn = (self._turn + 1) % len(self.parts)
-        return self.parts[self._turn]
+        for number, part in self.parts.items():
+            del self.parts[number]
+            self.parts[number] = part
+            return part
+        return None
+
+
+# --- which to empty ------------------------------------------------------------------------
+
+Chosen = tuple[TableFiles, RowFile] | None
+
+
+def nameless(tables: Iterable[TableFiles]) -> Chosen:
+    """Return a part of a snapshot that only the tier keeps."""
+    for found in tables:
+        if (part := found.nameless_part()) is not None:
+            return found, part
+    return None
+
+
+def emptiest(tables: Iterable[TableFiles], *, is_pressed: bool) -> Chosen:
+    """Return the own file to empty: the one begun, or the one with most dead bytes.
+
+    Small ones that are written to are left alone, unless every byte counts.
+    """
+    best: Chosen = None
+    most = 0
+    for found in tables:
+        for file in found.own:
+            is_last = file is found.own[-1] and not is_pressed
+            is_small = is_last and found.bytes_of(file) < LAST_BYTES_MIN
+            if file.is_stuck or file.awaited or is_small:
+                continue
+            if file.emptied:
+                return found, file
+            dead = found.dead_bytes_of(file)
+            if dead > most:
+                most, best = dead, (found, file)
+    return best

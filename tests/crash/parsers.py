@@ -33,6 +33,7 @@ from monolith_kv.storage import (
     format,
     framing,
     manifest,
+    pending,
     recovery,
     replay,
     sightings,
@@ -220,7 +221,7 @@ def parse_calls(data: bytes) -> None:
 def parse_sightings(data: bytes) -> None:
     MEMORY.put(data)
     found = sightings.load(ROOT, format.sightings_name(1, 1))
-    recovery.load_pending(TABLES.state(), found)
+    pending.load_pending(TABLES.state(), found)
 
 
 def parse_target(data: bytes) -> None:

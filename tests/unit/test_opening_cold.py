@@ -44,7 +44,7 @@ def tier_of(store: mkv.Store) -> Any:
 
 
 def parts_of(store: mkv.Store) -> list[Any]:
-    return [part for found in tier_of(store)._tables.values() for part in found.parts]
+    return [part for found in tier_of(store)._tables.values() for part in found.parts.values()]
 
 
 def check(store: mkv.Store, ids: Any = IDS, value: float = 0.0) -> None:

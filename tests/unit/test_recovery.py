@@ -12,7 +12,7 @@ from faulty import broken_disk
 from model import ManualClock
 
 import monolith_kv as mkv
-from monolith_kv.storage import files, recovery
+from monolith_kv.storage import files, pending
 
 IDS = u64(range(50))
 
@@ -130,7 +130,7 @@ def test_a_manifest_of_the_other_mode_is_refused(folder: Path, options: dict[str
 @pytest.mark.parametrize("data", [bytes(8), bytes(1 << 20), b"\1", b"\2" + bytes(7) + b"a"])
 def test_what_is_no_list_of_sightings_is_damage(data: bytes) -> None:
     with pytest.raises(mkv.CorruptionError, match="a piece of sightings has"):
-        recovery.split_pieces(data)
+        pending.split_pieces(data)
 
 
 def test_after_a_failed_flush_the_store_goes_on_in_a_new_epoch(
