@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from monolith_kv.budget import give_back, read_cold
 from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, retire, snapshot_of
-from monolith_kv.errors import Error
+from monolith_kv.errors import CorruptionError, Error
 from monolith_kv.fids import distinct
 from monolith_kv.published import Snapshot
 from monolith_kv.schema import TableSchema
@@ -231,20 +231,21 @@ def _write(
         writer.gate(entry.id, entry.core.snapshot_gate())
     for entry in view.entries:
         core, cursor = entry.core, 0
-        cold = ColdWriter(writer, entry)
+        rows = RowWriter(writer, entry)
         while cursor >= 0:
-            records, cursor = _read(state, entry, cursor, cold)
-            _write_rows(writer, entry, records)
-            cold.write()
+            records, cursor = _read(state, entry, cursor, rows)
+            rows.write(records)
             # Time and again, or memory would hold all that change meanwhile.
-            _write_rows(writer, entry, core.saved(False))
+            rows.write(core.saved(False))
+            rows.write_cold()
             if progress is not None:
                 progress(writer.rows_written, view.rows)
-        cold.write(is_end=True)
+        rows.write_cold(is_end=True)
         view.flipped.remove(entry)
         # Rows that changed after the instant before they were read, as they were then.
         for saved in core.snapshot_end():
-            _write_rows(writer, entry, saved)
+            rows.write(saved)
+        rows.compare(core.snapshot_digest())
         view.sums.append(Summed(view.schemas[entry.id], core.snapshot_digest()))
         for piece in view.pieces[entry.id]:
             writer.sightings(entry.id, piece)
@@ -262,7 +263,7 @@ def _write_touched(writer: SnapshotWriter, entry: TableEntry, fids: NDArray[np.u
 
 
 def _read(
-    state: StoreState, entry: TableEntry, cursor: int, cold: "ColdWriter"
+    state: StoreState, entry: TableEntry, cursor: int, rows: "RowWriter"
 ) -> tuple[NDArray[np.uint8], int]:
     """Read rows of one part of the index: return those in memory, hand on those that are cold."""
     core = entry.core
@@ -272,48 +273,67 @@ def _read(
         step = max(1, READ_BYTES // core.record_bytes)
         for start in range(0, len(fids), step):
             found = read_cold(state, entry, fids[start : start + step])
-            cold.add(core.snapshot_claim(found.reshape(-1)))
+            rows.keep_cold(core.snapshot_claim(found.reshape(-1)))
     return records, cursor
 
 
-def _write_rows(writer: SnapshotWriter, entry: TableEntry, records: NDArray[np.uint8]) -> None:
-    writer.rows(entry.id, records, len(records) // entry.core.record_bytes)
-
-
-class ColdWriter:
-    """Writes cold rows of a table so that they stay where they are when the store is opened again.
+class RowWriter:
+    """Writes the rows of one table, those that are cold so that they can stay where they are.
 
     Notes
     -----
-    Some segments of the index together: who skips them has the less to skip.
+    Cold rows of some segments of the index come together: who skips them has the less to skip.
     """
 
     def __init__(self, writer: SnapshotWriter, entry: TableEntry) -> None:
         self._writer, self._entry = writer, entry
+        self._sum = (0, 0)
         size = entry.core.cold_rows * entry.core.record_bytes // COLD_RECORDS
         self._least = min(max(size, COLD_BYTES), COLD_BYTES_MAX)
-        self._parts: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
+        self._cold: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
 
-    def add(self, records: NDArray[np.uint8]) -> None:
-        """Keep these rows for `write`."""
+    def write(self, records: NDArray[np.uint8]) -> None:
+        """Write rows in memory."""
+        core = self._entry.core
+        self._writer.rows(self._entry.id, records, len(records) // core.record_bytes)
+        self._sum = _add(self._sum, core.digest_of(records))
+
+    def keep_cold(self, records: NDArray[np.uint8]) -> None:
+        """Keep cold rows for `write_cold`."""
         core = self._entry.core
         if len(records):
-            self._parts.append(
-                (core.checksummed(records, self._writer.seed), core.digest_of(records))
-            )
+            places = core.checksummed(records, self._writer.seed)
+            self._cold.append((places, core.digest_of(records)))
 
-    def write(self, *, is_end: bool = False) -> None:
+    def write_cold(self, *, is_end: bool = False) -> None:
         """Write what makes whole records; at the end what is left, too."""
-        size = sum(places.nbytes for places, _ in self._parts)
-        while size >= self._least or (is_end and self._parts):
+        size = sum(places.nbytes for places, _ in self._cold)
+        while size >= self._least or (is_end and self._cold):
             chosen: list[NDArray[np.uint8]] = []
-            low = high = 0
-            while self._parts and sum(places.nbytes for places in chosen) < self._least:
-                places, digest = self._parts.popleft()
+            total = (0, 0)
+            while self._cold and sum(places.nbytes for places in chosen) < self._least:
+                places, digest = self._cold.popleft()
                 chosen.append(places)
                 size -= places.nbytes
-                low, high = (low + digest[0]) % 2**64, (high + digest[1]) % 2**64
-            self._writer.cold(self._entry.id, chosen, (low, high))
+                total = _add(total, digest)
+            self._writer.cold(self._entry.id, chosen, total)
+            self._sum = _add(self._sum, total)
+
+    def compare(self, digest: tuple[int, int]) -> None:
+        """Raise CorruptionError unless the rows written have this digest.
+
+        A snapshot that does not can never be opened, and must not stand in for those that can.
+        """
+        if self._sum != digest:
+            raise CorruptionError(
+                f"table {self._entry.schema.name}: the rows have another digest than is kept of "
+                "them, so no snapshot was made; close the store and open it again",
+                self._writer.path,
+            )
+
+
+def _add(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
+    return (first[0] + second[0]) % 2**64, (first[1] + second[1]) % 2**64
 
 
 def rescue(state: StoreState) -> None:

@@ -22,8 +22,14 @@ from monolith_kv.opening import open_overflow, release
 from monolith_kv.restoring import build, refuse_taken
 from monolith_kv.state import NO_RECORDS, Settings, StoreState
 from monolith_kv.storage import call_log, delta_log, files, manifest, snapshot
-from monolith_kv.storage.cold_rows import as_rows
-from monolith_kv.storage.format import HEADER_BYTES, OVERFLOW_FOLDER, FileType, RecordKind
+from monolith_kv.storage.cold_rows import as_rows, good_places
+from monolith_kv.storage.format import (
+    HEADER_BYTES,
+    OVERFLOW_FOLDER,
+    PLACE_SUM_BYTES,
+    FileType,
+    RecordKind,
+)
 from monolith_kv.storage.framing import Record, decode_json
 from monolith_kv.storage.manifest import Manifest
 from monolith_kv.storage.pending import load_sightings
@@ -167,10 +173,13 @@ def _gather_base(state: StoreState, paths: list[str], problems: list[str]) -> in
 
 def _gather_file(state: StoreState, path: str, file_type: FileType, problems: list[str]) -> None:
     """Load the good records of a snapshot or a delta."""
-    before = len(problems)
+    before, last = len(problems), 0
     try:
         for record in good_records(path, file_type, problems):
             try:
+                if record.kind == RecordKind.COLD_IDS and last != RecordKind.COLD:
+                    record = _good_places(state, record, path)
+                last = record.kind
                 _gather_record(state, record, path)
             except (Error, ValueError) as error:
                 problems.append(f"{path} at byte {record.offset}: {error}")
@@ -178,6 +187,12 @@ def _gather_file(state: StoreState, path: str, file_type: FileType, problems: li
         problems.append(str(error))
     if len(problems) > before:
         problems.append(f"{path}: what it says of other rows than those saved is lost")
+
+
+def _good_places(state: StoreState, ids: Record, path: str) -> Record:
+    """Return as ROWS what is good of damaged cold rows: each has a checksum of its own."""
+    entry = entry_of({entry.id: entry for entry in state.tables.values()}, ids, path)
+    return good_places(path, ids, entry.core.record_bytes + PLACE_SUM_BYTES)
 
 
 def _gather_record(state: StoreState, record: Record, path: str) -> None:
@@ -193,7 +208,7 @@ def _gather_record(state: StoreState, record: Record, path: str) -> None:
         by_id = {entry.id: entry for entry in state.tables.values()}
     if record.kind == RecordKind.COLD:
         record = as_rows(record, path, None)
-    if record.kind == RecordKind.ROWS:
+    if record.kind == RecordKind.ROWS and record.count:
         load_rows(state, by_id, record, path)
     elif record.kind == RecordKind.REMOVED:
         fids = np.frombuffer(record.payload, "<u8")

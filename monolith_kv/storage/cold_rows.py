@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 
 from monolith_kv._checksum import crc32c_each
 from monolith_kv.storage.format import (
+    HEADER_BYTES,
     PLACE_SUM_BYTES,
     RECORD_BYTES_MAX,
     RECORD_HEADER_BYTES,
     RecordKind,
     padded,
+    unpack_header,
 )
 from monolith_kv.storage.framing import Record, corruption
 from monolith_kv.storage.record_file import RecordWriter
+from monolith_kv.storage.stream import File
 
 DIGEST = struct.Struct("<QQ")
 TIME_BYTES = 8  # Behind the id in a row's record; and as many for each in COLD_IDS.
@@ -84,6 +87,30 @@ def as_rows(record: Record, path: str, seed: int | None) -> Record:
             raise corruption(path, record.offset, f"the checksum of place {bad[0]} does not agree")
     rows = np.ascontiguousarray(places[:, :size]).reshape(-1)
     return record._replace(kind=RecordKind.ROWS, payload=rows.data.toreadonly())
+
+
+def good_places(path: str, ids: Record, place_bytes: int) -> Record:
+    """Return as ROWS those places before a COLD_IDS record that are good, each by itself.
+
+    Parameters
+    ----------
+    ids : Record
+        Verified; the record before it is damaged.
+    place_bytes : int
+        Of this table.
+    """
+    file = File(path)
+    size = ids.count * place_bytes
+    data = file.view(ids.offset - padded(size), size)
+    seed = unpack_header(bytes(file.view(0, HEADER_BYTES)), path).seed
+    places = np.frombuffer(data, np.uint8).reshape(-1, place_bytes)
+    end = place_bytes - PLACE_SUM_BYTES
+    sums = np.ascontiguousarray(places[:, end:]).view("<u4").reshape(-1)
+    heads = np.ascontiguousarray(places[:, :8]).view("<u8").reshape(-1)
+    fids = np.frombuffer(ids.payload, "<u8", ids.count, DIGEST.size)
+    is_good = (crc32c_each(places, end, seed) == sums) & (heads == fids)
+    rows = np.ascontiguousarray(places[is_good, :end])
+    return Record(RecordKind.ROWS, ids.table, len(rows), rows.reshape(-1).data, ids.offset)
 
 
 def joined(

@@ -15,6 +15,7 @@ from model import ManualClock
 import monolith_kv as mkv
 from monolith_kv.storage.format import RecordKind
 from monolith_kv.storage.record_file import RecordReader
+from monolith_kv.storage.snapshot import SnapshotReader
 
 DIM = 16
 IDS = u64(range(4_000))
@@ -303,3 +304,74 @@ def test_a_snapshot_that_is_damaged_where_it_is_read_is_passed_over(
     with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
         check(store, value=1.0)
         assert any(newest.name in problem for problem in store.verify())
+
+
+def test_a_row_that_rotted_is_not_taken_from_files_that_memory_has_not_come_up_to(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    store = fill(folder / "s", options, snapshots_kept=2)
+    store.snapshot()
+    cold = store._state.tables["t"].core.cold(IDS)[:1]
+    for value in (1.0, 2.0):  # Deltas that touch it: recovery comes by its state of each.
+        store.table("t").remove(cold)
+        store.table("t").upsert(cold, rows_of(cold, value))
+        store.seal()
+    store.close()
+    (newest,) = (folder / "s" / "snapshots").iterdir()
+    flip(newest, place_of(newest, int(cold[0])) + 40)
+    with mkv.open(folder / "s", **options) as plain:
+        digest = plain.digest()
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        assert store.digest() == digest
+        check(store, cold, 2.0)
+
+
+def place_of(path: Path, fid: int) -> int:
+    """The byte at which a cold row lies in a snapshot."""
+    found: list[Any] = []
+    for _ in SnapshotReader(str(path)).records(found.append):
+        pass
+    for rows in found:
+        for number in np.flatnonzero(rows.fids == fid):
+            return int(rows.offset + number * (16 + 8 * DIM + 4))
+    raise AssertionError(fid)
+
+
+def test_rot_in_rows_that_no_delta_has_is_found_at_once_and_passed_over(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+        store.table("t").upsert(IDS, rows_of(IDS, 1.0))
+        cold = int(store._state.tables["t"].core.cold(IDS)[0])
+        newest = Path(store.snapshot().path)
+        shutil.copytree(folder / "s", folder / "k")
+    flip(folder / "k" / "snapshots" / newest.name, place_of(newest, cold) + 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mkv.DataLossWarning)
+        store = mkv.open(folder / "k", memory_limit=LIMIT, **options)
+    check(store, value=1.0)
+    store.seal()
+    store.close()
+
+
+def test_salvage_saves_all_cold_rows_but_the_damaged_one(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options, snapshots_kept=1, delta_retention="0s") as store:
+        store.snapshot()
+        cold = store._state.tables["t"].core.cold(IDS)
+    (newest,) = (folder / "s" / "snapshots").iterdir()
+    flip(newest, place_of(newest, int(cold[7])) + 40)
+    assert any(newest.name in problem for problem in mkv.salvage(folder / "s", folder / "out"))
+    with mkv.open(folder / "out", **options) as saved:
+        assert len(saved.table("t")) == len(IDS) - 1
+        check(saved, np.delete(IDS, np.flatnonzero(cold[7] == IDS)))
+
+
+def test_what_fits_into_a_larger_memory_is_in_memory(folder: Path, options: dict[str, Any]) -> None:
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+    with mkv.open(folder / "s", memory_limit="64MiB", **options) as store:
+        assert store.stats()["overflow"]["rows"] == 0
+        check(store)
