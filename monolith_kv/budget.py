@@ -101,46 +101,37 @@ class Budget:
 
         Notes
         -----
-        Not under the mutex: rows are chosen and records written without it. Their rows stay in
-        memory meanwhile, nobody else evicts them, and those that have changed by then remain.
+        Not under the mutex: records are written without it. Their rows stay in memory meanwhile,
+        nobody else evicts them, and those that have changed by then remain.
         """
         with self._stepping:
-            room, excess = self._room()
-            short = self.limit // SLACK - room
-            is_more = False
-            if short > 0:
-                is_more = self._step_out(min(short, STEP_BYTES)) and short > STEP_BYTES
-            elif self._giving is not None or excess > 0:
-                with self._state.mutex:
-                    is_more = self._may_move() and self._give_back(excess)
-            if (overflow := self._state.overflow) is not None:
-                with contextlib.suppress(OSError, ClosedError):
-                    overflow.tidy()
-            return is_more
+            return self._step()
 
     def make_room(self, need: int) -> None:
         """Step until rows of so many bytes have room, if steps can do it. Not under the mutex."""
         while self._room()[0] < need and self.step():
             pass
 
-    def _step_out(self, todo: int) -> bool:
-        """Evict so many bytes of rows; whether any were written."""
-        if not self._may_move():
-            return False
-        moves = self._moving = self._choose(todo)
+    def _step(self) -> bool:
+        state = self._state
+        with state.mutex:
+            if self.is_held or state.closed:
+                return False
+            room, excess = self._room()
+            short = self.limit // SLACK - room
+            if short <= 0:
+                return (self._giving is not None or excess > 0) and self._give_back(excess)
+            moves = self._moving = self._choose(min(short, STEP_BYTES))
         try:
             for move in moves:
                 move.put()
         except (StoreFullError, OSError, MemoryError, ClosedError):
             pass  # As a call fails that evicts: the next one has to, and notes it.
-        with self._state.mutex, contextlib.ExitStack() as steps:
+        with state.mutex, contextlib.ExitStack() as steps:
             self._moving = []
             for move in moves:
                 steps.callback(move.finish)
-        return any(move.is_written for move in moves)
-
-    def _may_move(self) -> bool:
-        return not (self.is_held or self._state.closed)
+        return any(move.is_written for move in moves) and short > STEP_BYTES
 
     def _room(self) -> tuple[int, int]:
         """Bytes that rows may take beyond those they take, and bytes of slabs that are too many."""
@@ -156,8 +147,6 @@ class Budget:
 
     def _send_out(self, todo: int) -> None:
         """Evict so many bytes of rows at once."""
-        overflow = self._state.overflow
-        assert overflow is not None
         try:
             while todo > 0:
                 moves = self._choose(min(todo, BLOCK_BYTES))
@@ -167,8 +156,6 @@ class Budget:
                     move.put()
                     move.finish()
                     todo -= len(move.fids) * move.entry.core.place_bytes
-                if self.wake is None:  # Or else a step does it.
-                    overflow.tidy()
             self.is_full = False
         except (StoreFullError, OSError, MemoryError):
             # The call that came here was made: it must not fail because rows cannot move. A tier
@@ -232,7 +219,8 @@ class Move:
     def __init__(self, overflow: OverflowTier, entry: TableEntry, fids: Fids) -> None:
         self.entry, self._core = entry, entry.core
         self._overflow = overflow
-        self._records = entry.core.pack(fids)[0]
+        # A copy: a buffer in hand counts, and calls would make room for rows that are about to go.
+        self._records = entry.core.pack(fids)[0].copy()
         self.fids = entry.rows_of(self._records)["fid"].astype(np.uint64)
         self._places: Places | None = None
 

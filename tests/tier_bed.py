@@ -41,7 +41,6 @@ class Bed:
         places = self.tier.write(table, core, records)
         core.evict(records.reshape(-1), places)
         self.tier.settle(table, places)
-        self.tier.tidy()
 
     def promote(self, fids: Any, table: int = 1) -> None:
         core = self.core(table)

@@ -44,7 +44,7 @@ PLACE_BITS_MIN, PLACE_BITS_MAX = 4, 20
 GOOD, DAMAGED, UNREADABLE = 1, 2, 3  # ROW_GOOD, ROW_DAMAGED, ROW_UNREADABLE
 # Above it files are emptied: this bounds what the disk holds, and how many rows are written again
 # for each that is evicted, which are those of the emptiest file.
-DEAD_SHARE_MAX = 0.21
+DEAD_SHARE_MAX = 0.22
 EMPTY_PER_BYTE = 4  # Bytes of files gone through for each byte that is evicted.
 SHRINK_BYTES = 16 << 20  # Of a snapshot without a name, at once.
 BLOCK_BYTES = 1 << 20
@@ -94,7 +94,6 @@ class OverflowTier:
         self._tables: dict[int, TableFiles] = {}  # By table id. Guarded by _lock.
         self._gone: set[int] = set()  # Tables that were dropped: no other gets their ids.
         self.dropped_files = self._made = 0
-        self._untidy_bytes = 0  # Of files, to be gone through by `tidy`.
         self._is_closed = False
         with files.disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,22 +121,14 @@ class OverflowTier:
         """
         with self._changing():
             found = self._files_of(table, core)
+            # A tier that cannot be emptied now takes more disk: not this call's error.
+            with contextlib.suppress(OSError, StoreFullError, MemoryError):
+                self._empty(EMPTY_PER_BYTE * records.nbytes, DEAD_SHARE_MAX)
             self._make_room(found, records)
             places = self._append(found, records)
             self._await(found, places, 1)
             self.evicted_bytes += records.nbytes
-            self._untidy_bytes += EMPTY_PER_BYTE * records.nbytes
         return places
-
-    def tidy(self) -> None:
-        """Empty files with many dead places, in steps, as much as was written asks for."""
-        while self._untidy_bytes > 0:
-            with self._changing():
-                part = min(self._untidy_bytes, BLOCK_BYTES)
-                self._untidy_bytes -= part
-                # A tier that cannot be emptied now takes more disk: no error.
-                with contextlib.suppress(OSError, StoreFullError, MemoryError):
-                    self._empty(part, DEAD_SHARE_MAX)
 
     def settle(self, table: int, places: Places) -> None:
         """Count on these places: those in which no row lies now are dead."""
