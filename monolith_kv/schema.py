@@ -13,7 +13,7 @@ from typing import Any
 from monolith_kv.errors import FormatVersionError
 from monolith_kv.initializers import Initializer, Uniform, initializer_from_json
 from monolith_kv.optimizers import Adagrad, Optimizer, optimizer_from_json
-from monolith_kv.policies import FrequencyGate
+from monolith_kv.policies import SLOT_MAX, FrequencyGate
 
 __all__ = ["DIM_MAX", "Slice", "TableSchema", "check_name", "slices_of"]
 
@@ -257,11 +257,24 @@ class TableSchema:
                 tuple(_slice_from_json(part, named) for part in data["slices"]),
                 named,
                 None if gate is None else FrequencyGate.from_json(gate),
-                data["ttl_default"],
-                {int(slot): ttl_s for slot, ttl_s in data["ttl_slots"].items()},
+                None if data["ttl_default"] is None else _ttl(data["ttl_default"]),
+                {_slot(slot): _ttl(ttl_s) for slot, ttl_s in data["ttl_slots"].items()},
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FormatVersionError(f"schema {data!r} cannot be read: {error!r}") from error
+
+
+def _ttl(seconds: Any) -> int:
+    if type(seconds) is not int or not 0 <= seconds < 2**63:
+        raise ValueError(f"a TTL is whole seconds, got {seconds!r}")
+    return seconds
+
+
+def _slot(text: str) -> int:
+    slot = int(text)
+    if not 0 <= slot <= SLOT_MAX:
+        raise ValueError(f"slots are 0 to {SLOT_MAX}, got {text}")
+    return slot
 
 
 def slices_of(

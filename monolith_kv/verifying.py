@@ -102,7 +102,7 @@ def _verify_overflow(state: StoreState) -> list[str]:
                 bad += len(cold) - len(overflow.read(entry.core, cold)[1])
         if bad:
             problems.append(
-                f"{overflow.folder}: table {name} has {bad} damaged records in overflow; close the "
-                "store and open it again"
+                f"{overflow.folder}: table {name} has {bad} damaged records in overflow, or in the "
+                "snapshot that the store was opened from; close the store and open it again"
             )
     return problems

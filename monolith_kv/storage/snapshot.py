@@ -173,7 +173,7 @@ class SnapshotWriter(ContentsWriter):
 
 
 class SnapshotReader(ContentsReader):
-    """Reads a snapshot; what it hands out is verified.
+    """Reads a snapshot; what it hands out is verified, but for cold rows that are adopted.
 
     Parameters
     ----------

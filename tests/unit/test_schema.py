@@ -178,7 +178,20 @@ def test_a_schema_survives_json_and_pickle(table):
 
 @pytest.mark.parametrize(
     "damage",
-    [{"name": "a/b"}, {"slices": []}, {"slices": None}, {"named": True}, {"ttl_slots": {"x": 1}}],
+    [
+        {"name": "a/b"},
+        {"slices": []},
+        {"slices": None},
+        {"named": True},
+        {"ttl_slots": {"x": 1}},
+        {"ttl_slots": {"1": "x"}},
+        {"ttl_slots": {"65536": 60}},
+        {"ttl_slots": {"-1": 60}},
+        {"ttl_default": "60"},
+        {"ttl_default": True},
+        {"ttl_default": 2**63},
+        {"ttl_default": -1},
+    ],
 )
 def test_an_unknown_schema_in_a_file_is_a_format_version_error(damage):
     with pytest.raises(FormatVersionError, match="^schema "):
