@@ -16,14 +16,22 @@ from monolith_kv._shard cimport MKV_LOAD64, Shard, locked_sum_all
 cdef list core_problems(Core core):
     problems = []
     cdef size_t i
+    cdef RowDigest found, stated
+    cdef uint64_t cold = 0
+    found.low = found.high = stated.low = stated.high = 0
     for i in range(SHARDS):
         with nogil:
             lock_alone(&core.shards[i].lock)
         try:
             locked_sum_all(&core.shards[i])
-            check_shard(&core.shards[i], i, problems)
+            check_shard(&core.shards[i], i, problems, &found)
+            digest_add(&stated, core.shards[i].digest)
+            cold += core.shards[i].cold_rows
         finally:
             lock_leave(&core.shards[i].lock)
+    # Of all shards: that of rows which came cold is known as a whole, and counted by one of them.
+    if cold == 0 and (found.low != stated.low or found.high != stated.high):
+        problems.append("the digest of the table is not that of its rows")
     check_row_files(core, problems)
     return problems
 
@@ -44,15 +52,14 @@ cdef check_row_files(Core core, list problems):
         problems.append(f"{cold} rows lie in overflow, its row files count {live}")
 
 
-cdef check_shard(const Shard* shard, size_t number, list problems):
-    cdef RowDigest total
+cdef check_shard(const Shard* shard, size_t number, list problems, RowDigest* found):
+    """Check a shard; the digests of its rows in memory are added up."""
     cdef size_t entry = 0
     cdef uint32_t i, cell
     cdef uint64_t rows = 0, cold = 0
     cdef uint64_t hashed
     cdef const Segment* segment
     cdef const Bucket* bucket
-    total.low = total.high = 0
     while entry < (<size_t>1 << shard.index.depth):
         segment = shard.index.directory[entry]
         entry += <size_t>1 << (shard.index.depth - segment.depth)
@@ -69,12 +76,10 @@ cdef check_shard(const Shard* shard, size_t number, list problems):
                 if row_is_cold(bucket.rows[cell]):
                     cold += 1
                 elif arena_header(&shard.arena, bucket.rows[cell]) != NULL:
-                    digest_add(&total, digest_row(
+                    digest_add(found, digest_row(
                         bucket.fids[cell], arena_embedding(&shard.arena, bucket.rows[cell]),
                         shard.policy.dim))
     if rows != shard.index.rows or rows - cold != shard.arena.rows or cold != shard.cold_rows:
         problems.append(
             f"shard {number} counts {shard.index.rows} rows, {shard.cold_rows} of them in "
             f"overflow, {shard.arena.rows} in memory; its index holds {rows}, {cold} in overflow")
-    if cold == 0 and (total.low != shard.digest.low or total.high != shard.digest.high):
-        problems.append(f"the digest of shard {number} is not that of its rows")

@@ -162,6 +162,24 @@ class CoreMachine(RuleBasedStateMachine):
         self.places += len(fids)
         assert len(self.core.cold(fids)) == len(fids)
 
+    @precondition(lambda self: self.seal is None and self.snapshot is None)
+    @rule(ids=some_ids, seconds=st.integers(0, 60), value=st.integers(-3, 3))
+    def enter_cold(self, ids: np.ndarray, seconds: int, value: int) -> None:
+        """As rows do that stay in the snapshot from which a store is opened."""
+        known = set(self.rows) | self.touched
+        fids = np.array(sorted({int(fid) for fid in ids} - known), np.uint64)
+        times = self.now - seconds - np.arange(len(fids))
+        heads = np.stack([fids, times.astype(np.uint64)], axis=1).view(np.uint8)
+        width = (self.core.record_bytes - 16) // 4
+        rows = np.full((len(fids), width), value, np.float32).view(np.uint8)
+        records = np.hstack([heads.reshape(-1, 16), rows.reshape(-1, 4 * width)])
+        digest = self.core.digest_of(records.reshape(-1))
+        self.core.enter_cold(fids, times, self.places, *digest)
+        self.places += len(fids)
+        self.tier.update(zip(fids.tolist(), records, strict=True))
+        self.rows.update(self.split(records))
+        assert len(self.core.cold(fids)) == len(fids)
+
     @rule()
     def shrink(self) -> None:
         cursor = 0
