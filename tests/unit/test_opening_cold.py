@@ -13,8 +13,11 @@ from checks import spoil_rows, u64
 from model import ManualClock
 
 import monolith_kv as mkv
-from monolith_kv.storage.format import RecordKind
-from monolith_kv.storage.record_file import RecordReader
+from monolith_kv import checkpoint
+from monolith_kv._checksum import crc32c_each
+from monolith_kv.storage import recovery
+from monolith_kv.storage.format import FileType, RecordKind
+from monolith_kv.storage.record_file import RecordReader, RecordWriter
 from monolith_kv.storage.snapshot import SnapshotReader
 
 DIM = 16
@@ -53,17 +56,48 @@ def check(store: mkv.Store, ids: Any = IDS, value: float = 0.0) -> None:
     assert store._state.tables["t"].core.check() == []
 
 
+def sizes_of_cold_rows(path: str) -> list[int]:
+    return [len(r.payload) for r in RecordReader(path) if r.kind == RecordKind.COLD]
+
+
+def write_anew(path: Path, change: Any, **end: Any) -> None:
+    """Write a snapshot again, with checksums that are good, of places that are not, or END."""
+    reader = RecordReader(str(path))
+    with RecordWriter(str(path), FileType.SNAPSHOT, reader.header.identity, replace=True) as writer:
+        for record in reader:
+            payload: Any = record.payload
+            if record.kind == RecordKind.COLD:
+                places = np.frombuffer(payload, np.uint8).reshape(record.count, -1)
+                rows = np.ascontiguousarray(change(places[:, :-4]))
+                sums = crc32c_each(rows, rows.shape[1], writer.seed)
+                payload = np.hstack([rows, sums.view(np.uint8).reshape(len(rows), 4)])
+            writer.append(record.kind, payload, record.table, record.count)
+        writer.publish({**reader.meta, **end})
+
+
 def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize(
+    ("record_bytes", "overflow_limit"), [(4 << 20, None), (32 << 10, None), (4 << 20, "1MiB")]
+)
 def test_cold_rows_are_not_touched_when_a_store_is_opened(
-    folder: Path, options: dict[str, Any]
+    folder: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    record_bytes: int,
+    overflow_limit: str | None,
 ) -> None:
+    # Many records, and records of many parts: the least limit allows some hundred rows in each.
+    monkeypatch.setattr(checkpoint, "COLD_BYTES", record_bytes)
+    options = {**options, "overflow_limit": overflow_limit}
     with fill(folder / "s", options) as store:
-        store.snapshot()
+        sizes = sizes_of_cold_rows(store.snapshot().path)
+        assert max(sizes) < 2 * record_bytes
+        assert min(sizes[:-1], default=record_bytes) >= record_bytes
         cold, digest = store.stats()["overflow"]["rows"], store.digest()
         times = store.table("t").timestamps(IDS)
     with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
@@ -75,6 +109,21 @@ def test_cold_rows_are_not_touched_when_a_store_is_opened(
         assert store.digest() == digest
         assert np.array_equal(store.table("t").timestamps(IDS), times)
         check(store)
+        assert store.verify() == []
+
+
+def test_all_is_well_when_no_row_is_cold_any_more(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "FITS_SHARE", 0)
+    with fill(folder / "s", options) as store:
+        store.snapshot()
+    with mkv.open(folder / "s", memory_limit="64MiB", **options) as store:
+        assert store.stats()["overflow"]["rows"] > 0
+        for ids in (IDS[::2], IDS):
+            store.table("t").pull(ids.copy())
+            check(store)
+        assert store.stats()["overflow"]["rows"] == 0
         assert store.verify() == []
 
 
@@ -264,6 +313,8 @@ def test_a_row_that_rotted_in_the_snapshot_comes_from_the_one_before(
     folder: Path, options: dict[str, Any]
 ) -> None:
     with fill(folder / "s", options) as store:
+        other = store.create_table("u", DIM, optimizer=mkv.Adagrad())
+        other.upsert(IDS, rows_of(IDS, 7.0))
         store.snapshot()
         store.table("t").upsert(IDS[:200], rows_of(IDS[:200], 1.0))
         store.seal()
@@ -275,6 +326,10 @@ def test_a_row_that_rotted_in_the_snapshot_comes_from_the_one_before(
         check(store, IDS[:200], 1.0)
         assert store.stats()["overflow"]["corrupt"] > 0
         assert any(newest.path in problem for problem in store.verify())
+        for table in store.tables.values():
+            table.remove(IDS)
+        tier_of(store).shrink()
+        assert tier_of(store).bytes == 0
 
 
 def test_rows_whose_only_good_copy_rotted_are_refused(
@@ -375,3 +430,27 @@ def test_what_fits_into_a_larger_memory_is_in_memory(folder: Path, options: dict
     with mkv.open(folder / "s", memory_limit="64MiB", **options) as store:
         assert store.stats()["overflow"]["rows"] == 0
         check(store)
+
+
+def test_places_of_another_size_are_refused(folder: Path, options: dict[str, Any]) -> None:
+    with fill(folder / "s", options, snapshots_kept=1, delta_retention="0s") as store:
+        path = Path(store.snapshot().path)
+    write_anew(path, lambda rows: np.pad(rows, ((0, 0), (0, 8))))
+    with pytest.raises(mkv.CorruptionError, match="table t has"):
+        mkv.open(folder / "s", memory_limit=LIMIT, **options)
+
+
+@pytest.mark.parametrize(
+    "counts", [[2**70, 2**70], [-5, -(2**70)], [1e3, 1], ["a"], [], [0], [1, 2, 3], "x", None, True]
+)
+def test_what_an_end_says_of_tables_is_no_more_than_a_hint(
+    folder: Path, options: dict[str, Any], counts: Any
+) -> None:
+    with fill(folder / "s", options) as store:
+        path = Path(store.snapshot().path)
+    write_anew(path, lambda rows: rows, by_table={"1": counts})
+    for limit in (LIMIT, None):
+        with mkv.open(folder / "s", memory_limit=limit, **options) as store:
+            check(store)
+            assert store._state.damaged == []
+            assert store.stats()["memory"]["kinds"]["index"] < 16 << 20

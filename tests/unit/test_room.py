@@ -81,6 +81,14 @@ def test_rows_that_change_while_their_records_are_written_stay_in_memory(store, 
     assert store.verify() == []
 
 
+def test_what_rows_that_left_memory_took_on_disk_is_given_back(store):
+    make_room(store)
+    assert store._state.overflow.bytes > 0
+    store.table("item").remove(IDS)
+    store._state.overflow.shrink()
+    assert store._state.overflow.bytes == 0
+
+
 def test_a_call_that_needs_room_during_a_step_leaves_its_rows_alone(store, monkeypatch):
     table, overflow = store.table("item"), store._state.overflow
     write, seen = overflow.write, []

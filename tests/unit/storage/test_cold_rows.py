@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 import monolith_kv as mkv
 from monolith_kv._checksum import crc32c
 from monolith_kv.storage import cold_rows
-from monolith_kv.storage.format import FileIdentity, FileType, RecordKind
+from monolith_kv.storage.format import (
+    RECORD_HEADER_BYTES,
+    FileIdentity,
+    FileType,
+    RecordKind,
+)
 from monolith_kv.storage.record_file import RecordReader, RecordWriter
-from monolith_kv.storage.snapshot import SnapshotReader
+from monolith_kv.storage.snapshot import SnapshotReader, SnapshotWriter
 
 IDENTITY = FileIdentity(samples.UUID, samples.EPOCH, samples.SEQUENCE)
 DIGEST = (3, 2**64 - 1)
@@ -55,6 +60,7 @@ def test_what_is_told_of_is_what_is_read(pairs: list[tuple[int, int]]) -> None:
             size = samples.ROW_BYTES + 4
             assert cold_rows.has_places(cold, size)
             assert not cold_rows.has_places(cold, size + 8)
+            assert not cold_rows.has_places(cold, size - 8)
             for index, record in enumerate(records):
                 at = cold.offset + index * size
                 (stored,) = struct.unpack_from("<I", data, at + samples.ROW_BYTES)
@@ -126,6 +132,61 @@ def test_records_that_do_not_belong_together_are_refused(
         joined(RecordReader(str(folder / "a")), is_read=is_read)
 
 
+@pytest.mark.parametrize("is_read", [True, False])
+def test_cold_rows_in_the_place_of_others_are_refused(folder: Path, is_read: bool) -> None:
+    write(folder / "a", (3, 5), (4, 5))
+    first, second = joined(RecordReader(str(folder / "a")), is_read=False)
+    data = bytearray((folder / "a").read_bytes())
+    size = second.offset - first.offset  # Of a pair of records.
+    at = first.offset - RECORD_HEADER_BYTES
+    data[at : at + size] = data[at + size : at + 2 * size]
+    (folder / "a").write_bytes(data)
+    with pytest.raises(mkv.CorruptionError):
+        joined(RecordReader(str(folder / "a")), is_read=is_read)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_an_end_that_counts_other_records_is_refused(folder: Path, is_read: bool) -> None:
+    with RecordWriter(str(folder / "a"), FileType.SNAPSHOT, IDENTITY) as writer:
+        cold_rows.append_cold(writer, 3, [samples.places(3, writer.seed)], DIGEST)
+        writer.records += 1
+        writer.publish({})
+    with pytest.raises(mkv.CorruptionError, match="counts 3 records, found 2"):
+        joined(RecordReader(str(folder / "a")), is_read=is_read)
+
+
+def test_compressed_places_are_read_as_rows_and_never_taken(folder: Path) -> None:
+    with RecordWriter(str(folder / "a"), FileType.SNAPSHOT, IDENTITY) as writer:
+        place = struct.pack("<Qq", 7, 9) + bytes(1_000)
+        place += crc32c(place, writer.seed).to_bytes(4, "little")
+        writer.append(RecordKind.COLD, place, 3, 1, compress=True)
+        writer.append(RecordKind.COLD_IDS, IDS, 3, 1)
+        writer.publish({})
+    reader = RecordReader(str(folder / "a"))
+    (rows,) = joined(reader, is_read=True)
+    (cold,) = joined(reader, is_read=False)
+    assert rows.payload == place[:-4]
+    assert not cold_rows.has_places(cold, len(place))
+
+
+@pytest.mark.parametrize("size", [1, 16, 19])
+def test_places_too_small_for_an_id_and_a_time_are_refused(folder: Path, size: int) -> None:
+    with RecordWriter(str(folder / "a"), FileType.SNAPSHOT, IDENTITY) as writer:
+        writer.append(RecordKind.COLD, bytes(size), 3, 1)
+        writer.append(RecordKind.COLD_IDS, IDS, 3, 1)
+        writer.publish({})
+    with pytest.raises(mkv.CorruptionError, match="count and length"):
+        joined(RecordReader(str(folder / "a")), is_read=True)
+
+
+def test_places_that_are_too_many_for_a_record_are_no_part_of_it(folder: Path) -> None:
+    with RecordWriter(str(folder / "a"), FileType.SNAPSHOT, IDENTITY) as writer:
+        many = np.zeros((2, (8 << 20) + 8), np.uint8)
+        with pytest.raises(ValueError, match="16 MiB"):
+            cold_rows.append_cold(writer, 3, [many], DIGEST)
+        assert writer.records == 0
+
+
 @pytest.mark.parametrize("column", [0, 8, 20, -1])
 def test_who_reads_the_rows_compares_them_with_their_ids_and_sums(
     folder: Path, column: int
@@ -157,3 +218,21 @@ def test_a_snapshot_counts_cold_rows_it_does_not_read(folder: Path) -> None:
     kinds = [record.kind for record in reader.records(told.append)]
     assert kinds.count(RecordKind.ROWS) == 1
     assert [len(cold.fids) for cold in told] == [5]
+
+
+@pytest.mark.parametrize("adopt", [None, lambda cold: None])
+def test_a_snapshot_whose_end_counts_other_rows_is_refused(folder: Path, adopt: Any) -> None:
+    path = str(folder / "a")
+    with SnapshotWriter(str(folder), samples.UUID, samples.SEQUENCE, samples.EPOCH, path) as writer:
+        writer.meta(
+            {
+                "uuid": samples.UUID, "sequence": samples.SEQUENCE,
+                "lineage": samples.LINEAGE.to_json(),
+                "cursor": {}, "tables": [], "created_at": 1, "dense_version": 0,
+            }
+        )  # fmt: skip
+        writer.cold(3, [samples.places(3, writer.seed)], DIGEST)
+        writer.rows_written += 1
+        writer.publish({"digest": ""})
+    with pytest.raises(mkv.CorruptionError, match="counts 4 rows, found 3"):
+        list(SnapshotReader(path).records(adopt))
