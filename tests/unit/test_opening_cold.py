@@ -15,6 +15,9 @@ from model import ManualClock
 import monolith_kv as mkv
 from monolith_kv import checkpoint
 from monolith_kv._checksum import crc32c_each
+from monolith_kv._table import in_hand_bytes
+from monolith_kv.budget import Budget
+from monolith_kv.loading import PENDING_BYTES_MAX
 from monolith_kv.storage import recovery
 from monolith_kv.storage.format import FileType, RecordKind
 from monolith_kv.storage.record_file import RecordReader, RecordWriter
@@ -95,7 +98,8 @@ def test_cold_rows_are_not_touched_when_a_store_is_opened(
     monkeypatch.setattr(checkpoint, "COLD_BYTES", record_bytes)
     options = {**options, "overflow_limit": overflow_limit}
     with fill(folder / "s", options) as store:
-        sizes = sizes_of_cold_rows(store.snapshot().path)
+        path = store.snapshot().path
+        sizes = sizes_of_cold_rows(path)
         assert max(sizes) < 2 * record_bytes
         assert min(sizes[:-1], default=record_bytes) >= record_bytes
         cold, digest = store.stats()["overflow"]["rows"], store.digest()
@@ -103,6 +107,7 @@ def test_cold_rows_are_not_touched_when_a_store_is_opened(
     with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
         overflow = store.stats()["overflow"]
         assert overflow["rows"] == cold > len(IDS) // 2
+        assert RecordReader(path).meta["by_table"] == {"1": [len(IDS) - cold, cold]}
         assert (overflow["evicted"], overflow["promoted"]) == (0, 0)
         assert (tier_of(store).written_bytes, os.listdir(folder / "s" / "overflow")) == (0, [])
         assert overflow["bytes"] == cold * (store._state.tables["t"].core.record_bytes + 4)
@@ -204,6 +209,46 @@ def again(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mkv.DataLossWarning)
         return mkv.open(path, memory_limit=limit, **options)
+
+
+def test_rows_that_change_while_a_snapshot_is_written_are_in_it_once(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options) as store:
+        digest, table = store.digest(), store.table("t")
+
+        def change(done: int, rows: int) -> None:
+            for start in range(0, len(IDS), 500):
+                table.pull(IDS[start : start + 500])
+                table.push(IDS[start : start + 500], np.ones((500, DIM), np.float32))
+
+        path = store.snapshot(folder / "a", progress=change).path
+        assert store.digest() != digest
+    for limit in (LIMIT, None):
+        with mkv.restore(path, folder / f"{limit}", memory_limit=limit, **options) as copy:
+            assert copy.digest() == digest
+            check(copy)
+
+
+def test_memory_stays_within_its_limit_while_a_store_is_opened(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many, dim, limit = u64(range(100_000)), 64, 8 << 20
+    with mkv.open(folder / "s", **options) as store:
+        store.create_table("t", dim).upsert(many, np.zeros((len(many), dim), np.float32))
+        store.seal()
+        store.snapshot()
+    used: list[int] = []
+    settle = Budget.settle
+
+    def watched(self: Budget, need: int = 0) -> None:
+        used.append(self.used() - in_hand_bytes())
+        settle(self, need)
+
+    monkeypatch.setattr(Budget, "settle", watched)
+    with mkv.open(folder / "s", memory_limit=limit, **options) as store:
+        assert store.stats()["overflow"]["rows"] > len(many) // 2
+    assert max(used) < 2 * limit + PENDING_BYTES_MAX
 
 
 # --- the snapshot goes -------------------------------------------------------------------------
@@ -309,10 +354,11 @@ def test_more_cold_rows_than_the_limit_allows_are_refused(
 # --- damage ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("delta_retention", ["0s", "1d"])
 def test_a_row_that_rotted_in_the_snapshot_comes_from_the_one_before(
-    folder: Path, options: dict[str, Any]
+    folder: Path, options: dict[str, Any], delta_retention: str
 ) -> None:
-    with fill(folder / "s", options) as store:
+    with fill(folder / "s", options, delta_retention=delta_retention) as store:
         other = store.create_table("u", DIM, optimizer=mkv.Adagrad())
         other.upsert(IDS, rows_of(IDS, 7.0))
         store.snapshot()

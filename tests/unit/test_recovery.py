@@ -12,6 +12,7 @@ from faulty import broken_disk
 from model import ManualClock
 
 import monolith_kv as mkv
+from monolith_kv import checkpoint
 from monolith_kv.storage import files, pending
 
 IDS = u64(range(50))
@@ -184,3 +185,19 @@ def test_damaged_records_of_the_overflow_tier_are_filled_again_from_the_log(
         np.testing.assert_array_equal(table.lookup(many), expected)
         np.testing.assert_array_equal(table.pull(lost), expected[1_000:1_100])
         assert store.verify() == []
+
+
+def test_what_a_snapshot_has_beyond_its_sequence_is_in_the_next_delta(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "TOUCHED_IDS", 7)
+    with mkv.open(folder / "s", durability="batch", **options) as store:
+        fill(store, 1.0)
+        store.seal()
+        fill(store, 2.0)
+        store.table("t").remove(IDS[:9])
+        store.snapshot()
+        with killed(store, folder / "k", options) as again:
+            delta = again.seal()
+            assert delta is not None
+            assert (delta.rows, delta.removals) == (len(IDS) - 9, 9)

@@ -89,6 +89,21 @@ def test_what_rows_that_left_memory_took_on_disk_is_given_back(store):
     assert store._state.overflow.bytes == 0
 
 
+def test_rows_of_a_table_that_is_dropped_while_their_records_are_written_stay(store, monkeypatch):
+    overflow, entry = store._state.overflow, store._state.tables["item"]
+    write, before = overflow.write, entry.core.cold_rows
+
+    def slow_write(*arguments):
+        places = write(*arguments)
+        store.drop_table("item")
+        return places
+
+    monkeypatch.setattr(overflow, "write", slow_write)
+    budget(store).step()
+    assert entry.core.cold_rows == before
+    assert overflow.bytes == 0
+
+
 def test_a_call_that_needs_room_during_a_step_leaves_its_rows_alone(store, monkeypatch):
     table, overflow = store.table("item"), store._state.overflow
     write, seen = overflow.write, []

@@ -163,6 +163,7 @@ def test_a_file_with_a_damaged_record_is_not_thrown_away(
     bed.tier.shrink()
     assert bed.holds(fids[1_900:])
     assert bed.core().cold(fids[:1]).tolist() == fids[:1].tolist()
+    assert bed.tier.dead_bytes <= overflow.DEAD_SHARE_MAX * bed.tier.bytes
     spoil_rows(bed.tier, bed.core(), fids[:1], 200)
     assert bed.holds(fids[:1])
     bed.tier.close()

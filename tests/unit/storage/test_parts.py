@@ -1,6 +1,8 @@
 """Rows of a snapshot in the overflow tier: they stay where they lie, until nobody else keeps it."""
 
+import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from tier_bed import Bed, new_core, random_fids, rows_of
 
 import monolith_kv as mkv
 from monolith_kv.storage import overflow, row_files
+from monolith_kv.storage.overflow import OverflowTier
 
 LIMIT = 1 << 20  # Of a tier whose files have 64 KiB.
 
@@ -45,6 +48,33 @@ def test_rows_that_are_taken_are_read_where_they_lie(bed: Bed, folder: Path) -> 
     assert bed.core().digest() == other.digest()
     assert (bed.tier.written_bytes, bed.tier.rows) == (0, 200)
     assert bed.core().check() == []
+
+
+def test_memory_for_places_is_counted(bed: Bed, folder: Path) -> None:
+    fids = random_fids(160)
+    bed.core().upsert(fids, rows_of(fids, 0.0), 1_000.0)
+    bed.core().remove(fids)  # The index has grown.
+    before = sum(bed.core().memory().values())
+    do(bed.take(folder / "a", fids)[1])
+    after = sum(bed.core().memory().values())
+    assert after - before >= 8 * len(fids)
+
+
+def test_times_that_no_row_can_have_are_those_of_rows_that_are_read() -> None:
+    times = np.array([-(2**63), -1, 0, 1_000, 2**40, 2**63 - 1], np.int64)
+    fids = random_fids(len(times))
+    rows = np.zeros((len(times), new_core(1).record_bytes), np.uint8)
+    rows[:, :16] = np.stack([fids, times.view(np.uint64)], axis=1).view(np.uint8)
+    other = new_core(1)
+    other.apply(rows.reshape(-1), random_fids(0))
+    cold = new_core(1)
+    cold.begin_overflow(4)
+    cold.add_row_file(0, -1, 0, 0, len(times))
+    cold.enter_cold(fids, times, 0, *other.digest_of(rows.reshape(-1)))
+    found = np.empty((2, len(times)), np.int64)
+    for core, out in zip((cold, other), found, strict=True):
+        core.timestamps(fids, out)
+    assert np.array_equal(*found)
 
 
 def test_a_part_whose_rows_have_not_come_yet_is_kept(bed: Bed, folder: Path) -> None:
@@ -153,3 +183,57 @@ def test_rows_that_come_after_their_file_was_gone_through_can_be_emptied(folder:
     assert bed.tier.bytes < full / 10
     assert bed.holds(fids[:1_000])
     bed.tier.close()
+
+
+def test_emptying_a_full_tier_stays_within_its_limit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed, write, most = Bed(folder, LIMIT), OverflowTier._write, [0]
+
+    def watched(self: OverflowTier, *arguments: Any) -> None:
+        write(self, *arguments)
+        most.append(self.bytes)
+
+    monkeypatch.setattr(OverflowTier, "_write", watched)
+    fids = random_fids(20_000)
+    kept = 0
+    with contextlib.suppress(mkv.StoreFullError):
+        while True:
+            bed.put(fids[kept : kept + 100])
+            kept += 100
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        bed.put(rng.choice(fids[:kept], 100, replace=False))
+        bed.tier.shrink()
+    assert 0.8 * LIMIT < max(most) <= LIMIT
+    bed.tier.close()
+
+
+def test_a_write_empties_no_more_than_its_share(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    fids = random_fids(3_200)
+    bed.put(fids)
+    bed.forget(fids[::2].copy())
+    monkeypatch.setattr(row_files, "LAST_BYTES_MIN", 0)
+    before = bed.tier.bytes
+    bed.put(random_fids(1, seed=1))
+    assert before - 5_000 < bed.tier.bytes
+    bed.tier.shrink()
+    assert bed.tier.bytes < 0.8 * before
+
+
+def test_a_tier_takes_at_most_half_of_the_files_that_may_be_open(bed: Bed) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2 * len(os.listdir("/proc/self/fd")) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        with pytest.raises(mkv.StoreFullError, match="half of what this process may have open"):
+            bed.put(random_fids(16 * most))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_tier_whose_folder_cannot_be_wiped_is_not_opened(folder: Path) -> None:
+    (folder / "overflow").write_bytes(b"no folder")
+    with pytest.raises(FileExistsError):
+        OverflowTier(str(folder / "overflow"), None)
+    assert (folder / "overflow").read_bytes() == b"no folder"
