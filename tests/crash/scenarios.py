@@ -325,6 +325,21 @@ def overflow_opening(world: World) -> list[Step]:
     ]
 
 
+def overflow_staying(world: World) -> list[Step]:
+    """Cold rows stay in the snapshot, until it is retired: then they are moved out."""
+    overflowing(world)
+    world.store.snapshot()
+    world.push("item", 0, 300)
+    world.leave()
+    return [
+        Step("open", world.reopen, is_durable=True),
+        Step("push on cold rows", lambda: world.push("item", 1_000, 200)),
+        sealed(world),
+        Step("snapshot", lambda: world.store.snapshot(), is_durable=True),
+        Step("upsert of new rows", lambda: world.upsert("item", 4_000, 500)),
+    ]
+
+
 # --- all ---------------------------------------------------------------------------------------
 
 Make = Callable[[World], Sequence[Step]]
@@ -366,4 +381,11 @@ WRITERS = [
     *in_modes("seals of two tiers", overflow_published, "interval batch", memory_limit=64 << 10),
     *in_modes("compaction of two tiers", overflow_compaction, "none batch", memory_limit=64 << 10),
     *in_modes("opening with two tiers", overflow_opening, "none batch", memory_limit=64 << 10),
+    *in_modes(
+        "cold rows in a snapshot",
+        overflow_staying,
+        "interval batch",
+        memory_limit=64 << 10,
+        snapshots_kept=1,
+    ),
 ]
