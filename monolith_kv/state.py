@@ -8,7 +8,7 @@ a store that logs calls or overflows, who changes rows; always, who changes sche
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -373,6 +373,16 @@ class StoreState:
     def put_entry(self, entry: TableEntry) -> None:
         """Add a table, or replace the one of the same name."""
         self.tables = {**self.tables, entry.schema.name: entry}
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Hold the mutex; where rows may be cold, while no seal or snapshot reads them."""
+        with contextlib.ExitStack() as locks:
+            if self.overflow is not None:
+                locks.enter_context(self.snapshotting)
+                locks.enter_context(self.files)
+            locks.enter_context(self.mutex)
+            yield
 
     def drop_entry(self, entry: TableEntry) -> None:
         """Take a table out; its handles are closed."""

@@ -225,7 +225,7 @@ class Store:
             There is none.
         """
         state = self._writable()
-        with state.mutex:
+        with state.undisturbed():
             entry = self._entry(state, name)
             calls.log_schema(state, lambda log: log.drop(entry.id))
             with state.barrier:

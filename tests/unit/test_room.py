@@ -1,5 +1,6 @@
 """Room in memory is made in the background, a step at a time, and nothing is lost on the way."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import monolith_kv as mkv
+from monolith_kv import sealing
 from monolith_kv.storage.overflow import fids_of
 
 DIM = 64
@@ -164,3 +166,27 @@ def test_stats_tell_what_went_between_the_tiers(store_dir):
         assert found["hit_rate"] == pytest.approx(1 - cold / len(ids))
         table.pull(ids[:5000])
         assert store.stats()["overflow"]["promoted"] > 0
+
+
+def test_a_table_is_dropped_once_no_seal_reads_its_cold_rows(store, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    write, sealed = sealing._write, []
+
+    def wait_and_write(*arguments):
+        begun.set()
+        assert go.wait(30)
+        return write(*arguments)
+
+    monkeypatch.setattr(sealing, "_write", wait_and_write)
+    seal = threading.Thread(target=lambda: sealed.append(store.seal()))
+    drop = threading.Thread(target=store.drop_table, args=("item",))
+    seal.start()
+    assert begun.wait(30)
+    drop.start()
+    drop.join(0.2)
+    assert drop.is_alive()
+    go.set()
+    seal.join()
+    drop.join()
+    assert [delta.rows for delta in sealed] == [len(IDS)]
+    assert store.tables == {}
