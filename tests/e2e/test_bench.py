@@ -4,6 +4,7 @@ import importlib.util
 import math
 
 import pytest
+from monolith_kv_tools.bench import memory_share
 from monolith_kv_tools.bench.__main__ import GROUPS
 from monolith_kv_tools.bench.goals import GOALS, misses
 from monolith_kv_tools.bench.scale import Scale
@@ -44,6 +45,17 @@ def test_a_group_measures_its_figures(group, measured, capsys):
     assert {figure.goal.split()[0] for figure in figures} <= GROUP_OF[group]
     assert all(math.isfinite(figure.value) for figure in figures)
     assert set(misses(figures)) <= {key for key in GOALS if GOALS[key].rows == 0}
+
+
+def test_speed_by_share_of_memory_is_measured_and_drawn(tmp_path, capsys):
+    out = tmp_path / "share.svg"
+    assert memory_share.main(["--rows", str(ROWS), "--rounds", "1", "--out", str(out)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "MiB" in line]
+    hits = [float(line[5]) for line in lines]
+    assert len(hits) == len(memory_share.SHARES)
+    assert hits[0] < hits[2] < hits[-1] == 1.0
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert "<svg" in out.read_text()
 
 
 def test_every_goal_has_a_figure(measured):

@@ -22,12 +22,12 @@ import monolith_kv as mkv
 Ids = NDArray[np.uint64]
 RECORD_BYTES = 16 + 4 * 2 * DIM  # Id and time, embedding, Adagrad's accumulators.
 INDEX_BYTES = 40  # A row in the index, at worst, and its header and dead ones in overflow.
-MEMORY_SHARE = 10
+MEMORY_SHARE = 0.1
 YARDSTICK_ROWS = 1_000_000  # More would only push the tier out of the page cache.
 
 
 class Bed:
-    """A store whose memory holds a tenth of its rows.
+    """A store whose memory holds a part of its rows.
 
     Parameters
     ----------
@@ -35,6 +35,8 @@ class Bed:
         For the store; absent.
     rows : int
         That `fill` inserts.
+    share : float
+        Of the rows for which memory has room.
 
     Attributes
     ----------
@@ -42,10 +44,10 @@ class Bed:
         In the order in which they are inserted.
     """
 
-    def __init__(self, folder: str, rows: int) -> None:
+    def __init__(self, folder: str, rows: int, share: float = MEMORY_SHARE) -> None:
         self.folder = folder
         self.ids = scrambled_ids(rows)
-        self.limit = rows // MEMORY_SHARE * RECORD_BYTES + rows * INDEX_BYTES
+        self.limit = int(share * rows) * RECORD_BYTES + rows * INDEX_BYTES
         self.store = self.open()
         self.table = self.store.create_table("item", DIM, optimizer=mkv.Adagrad(LR, ACCUMULATOR))
 
