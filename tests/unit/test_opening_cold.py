@@ -165,16 +165,24 @@ def again(
         return mkv.open(path, memory_limit=limit, **options)
 
 
+@pytest.mark.parametrize(("saved_bytes", "at_once"), [(8 << 20, 4_000), (4 << 10, 50)])
 def test_rows_that_change_while_a_snapshot_is_written_are_in_it_once(
-    folder: Path, options: dict[str, Any]
+    folder: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    saved_bytes: int,
+    at_once: int,
 ) -> None:
+    monkeypatch.setattr(checkpoint, "SAVED_BYTES", saved_bytes)
     with fill(folder / "s", options) as store:
-        digest, table = store.digest(), store.table("t")
+        digest, table, left = store.digest(), store.table("t"), list(IDS)
 
         def change(done: int, rows: int) -> None:
-            for start in range(0, len(IDS), 500):
-                table.pull(IDS[start : start + 500])
-                table.push(IDS[start : start + 500], np.ones((500, DIM), np.float32))
+            for start in range(0, at_once, 50):
+                ids = u64(left[start : start + 50])
+                table.pull(ids)
+                table.push(ids, np.ones((len(ids), DIM), np.float32))
+            del left[:at_once]
 
         path = store.snapshot(folder / "a", progress=change).path
         assert store.digest() != digest

@@ -1,5 +1,6 @@
 """What opening a store makes of its files: fallback, refusal, and what it leaves behind."""
 
+import dataclasses
 import shutil
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from model import ManualClock
 
 import monolith_kv as mkv
 from monolith_kv import checkpoint
-from monolith_kv.storage import files, pending
+from monolith_kv.storage import files, manifest, pending
 
 IDS = u64(range(50))
 
@@ -201,3 +202,20 @@ def test_what_a_snapshot_has_beyond_its_sequence_is_in_the_next_delta(
             delta = again.seal()
             assert delta is not None
             assert (delta.rows, delta.removals) == (len(IDS) - 9, 9)
+
+
+def test_a_snapshot_from_which_not_all_deltas_lead_on_is_not_opened(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with mkv.open(folder / "s", **options) as store:
+        for value in (1.0, 2.0, 3.0):
+            fill(store, value)
+            store.seal()
+            if value == 1.0:
+                store.snapshot()
+    found = manifest.load(str(folder / "s"))
+    assert found is not None
+    deltas = [entry for entry in found.deltas if entry["sequence"] != 2]
+    manifest.store(str(folder / "s"), dataclasses.replace(found, deltas=deltas))
+    with pytest.raises(mkv.CorruptionError, match="deltas 2 to 3 are not all there"):
+        mkv.open(folder / "s", **options)
