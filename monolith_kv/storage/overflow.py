@@ -22,6 +22,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from monolith_kv._checksum import crc32c_each
 from monolith_kv._table import TableCore
 from monolith_kv.errors import ClosedError, StoreFullError
 from monolith_kv.storage import files
@@ -437,11 +438,14 @@ class OverflowTier:
         fids = fids_of(block[: got // size])
         first = COLD | (file.number << found.place_bits) | file.emptied
         rows = np.arange(first, first + len(fids)).astype(np.uint32)
-        is_live = core.cold_rows_at(fids) == rows
-        fids, rows = fids[is_live], rows[is_live]
-        records, outcomes = core.read_cold(fids)
-        is_good = outcomes == GOOD
-        core.relocate(fids[is_good], rows[is_good], self._append(found, records[is_good], 0))
+        # A row that lies there now has its record there: places are written once.
+        live = np.flatnonzero(core.cold_rows_at(fids) == rows)
+        places = block[live]
+        sums = np.ascontiguousarray(places[:, core.record_bytes :]).view("<u4").reshape(-1)
+        is_good = crc32c_each(places, core.record_bytes, file.disk.seed) == sums
+        records = np.ascontiguousarray(places[is_good, : core.record_bytes])
+        good = live[is_good]
+        core.relocate(fids[good], rows[good], self._append(found, records, 0))
         file.emptied += count
         # A file is emptied once: what is left in it then cannot be read.
         file.is_stuck = file.emptied == file.places
