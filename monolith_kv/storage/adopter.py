@@ -1,8 +1,6 @@
 """Cold rows of a snapshot that a store is opened from: they stay where they are."""
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Self
 
 from monolith_kv.errors import CorruptionError
 from monolith_kv.loading import Loader
@@ -68,13 +66,6 @@ class Adopter:
             with self._state.mutex:
                 self._state.budget.settle()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the file; it stays open as long as rows lie in it."""
         self._disk.leave()

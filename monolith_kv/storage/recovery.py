@@ -265,7 +265,8 @@ def _load_records(
     with contextlib.ExitStack() as stack:
         adopter = None
         if overflow is not None:
-            adopter = stack.enter_context(Adopter(state, overflow, by_id, reader, loader, count))
+            adopter = Adopter(state, overflow, by_id, reader, loader, count)
+            stack.callback(adopter.close)
         for record in reader.records(adopter):
             _load_record(state, reader.path, by_id, record, base, loader)
             if record.kind == RecordKind.ROWS:
