@@ -1,7 +1,8 @@
 """Compare a store with the oracle, and build one from the other, through the public API only."""
 
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,3 +160,12 @@ def spoil_rows(tier: Any, core: Any, fids: NDArray[np.uint64], bit: int = 200) -
         with open(file.disk.path, "r+b", buffering=0) as disk:
             (byte,) = os.pread(disk.fileno(), 1, at)
             os.pwrite(disk.fileno(), bytes([byte ^ 1 << bit % 8]), at)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for the background, as long as a busy machine may take."""
+    for _ in range(6_000):
+        if holds():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("the background never did it")

@@ -2,27 +2,17 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import u64
+from checks import u64, until
 from model import ManualClock
 
 import monolith_kv as mkv
 
 OFTEN = 0.02  # seconds between two seals
 DAY = 86_400
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for the background, as long as a busy machine may take."""
-    for _ in range(6_000):
-        if holds():
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("the background never did it")
 
 
 def ones(count: int) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from checks import until
 from model import ManualClock
 
 import monolith_kv as mkv
@@ -38,15 +38,6 @@ def fill(store: mkv.Store) -> None:
 
 def report_of(store: mkv.Store) -> Any:
     return store.stats()["traffic"]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for the background, as long as a busy machine may take."""
-    for _ in range(6_000):
-        if holds():
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("the background never did it")
 
 
 def test_a_report_has_what_happened_since_the_one_before(store: mkv.Store) -> None:

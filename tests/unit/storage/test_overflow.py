@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from monolith_kv.budget import fill_cold
 from monolith_kv.storage import overflow
 from monolith_kv.storage.format import PLACE_SUM_BYTES
 from monolith_kv.storage.overflow import OverflowTier
-
-
-@pytest.fixture
-def bed(folder: Path) -> Iterator[Bed]:
-    bed = Bed(folder)
-    yield bed
-    bed.tier.close()
 
 
 def test_records_come_back_in_the_order_asked_for(bed: Bed) -> None:

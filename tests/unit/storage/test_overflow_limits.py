@@ -1,7 +1,6 @@
 """How large the overflow tier may be: its limit, its files, what is given back."""
 
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,6 @@ from tier_bed import Bed, random_fids, rows_of
 import monolith_kv as mkv
 from monolith_kv.storage import overflow, row_files
 from monolith_kv.storage.format import PLACE_SUM_BYTES
-
-
-@pytest.fixture
-def bed(folder: Path) -> Iterator[Bed]:
-    bed = Bed(folder)
-    yield bed
-    bed.tier.close()
 
 
 def test_a_batch_past_the_limit_is_refused_whole_and_the_rest_goes_on(folder: Path) -> None:
