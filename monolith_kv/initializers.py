@@ -5,6 +5,7 @@ id alone: two stores, two runs and two replicas agree on it without talking to e
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ NORMAL_STDS_MAX = 10
 
 
 @dataclass(frozen=True)
-class Initializer:
+class Initializer(ABC):
     """Base of the initializers.
 
     Examples
@@ -38,9 +39,9 @@ class Initializer:
     # On disk: never renumber.
     kind: ClassVar[int]
 
+    @abstractmethod
     def parameters(self) -> tuple[float, float, int]:
         """Return the two numbers and the seed; 0 where there is none."""
-        raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
         """Return this initializer as a JSON object; `initializer_from_json` reads it."""
@@ -59,8 +60,7 @@ class Initializer:
             raise ValueError(f"{name} must be finite as a float32, got {value!r}")
         object.__setattr__(self, name, number)
 
-    def _check_seed(self) -> None:
-        seed = getattr(self, "seed")  # noqa: B009 - only subclasses have it.
+    def _check_seed(self, seed: object) -> None:
         if isinstance(seed, bool) or not isinstance(seed, Integral):
             raise TypeError(f"seed must be a whole number, got {type(seed).__name__}")
         if not 0 <= int(seed) < 2**64:
@@ -136,7 +136,7 @@ class Uniform(Initializer):
     def __post_init__(self) -> None:
         self._check_number("low")
         self._check_number("high")
-        self._check_seed()
+        self._check_seed(self.seed)
         if self.low > self.high:
             raise ValueError(f"low must be at most high, got {self.low!r} and {self.high!r}")
         if self.high - self.low > FLOAT32_MAX:
@@ -174,7 +174,7 @@ class Normal(Initializer):
     def __post_init__(self) -> None:
         self._check_number("mean")
         self._check_number("std")
-        self._check_seed()
+        self._check_seed(self.seed)
         if self.std < 0:
             raise ValueError(f"std must be at least 0, got {self.std!r}")
         if abs(self.mean) + NORMAL_STDS_MAX * self.std > FLOAT32_MAX:

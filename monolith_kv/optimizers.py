@@ -6,6 +6,7 @@ float32 numbers that the kernels will see, so that no division by zero can be co
 """
 
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar, SupportsFloat
@@ -26,7 +27,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(ABC):
     """Base of the optimizers: one step for one id, g being the sum of its gradients in the call.
 
     Examples
@@ -42,6 +43,7 @@ class Optimizer:
         """Return the hyper-parameters, in the order of the constructor."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
+    @abstractmethod
     def state_slots(self, dim: int) -> list[tuple[str, int]]:
         """Return name and width of each optimizer slot, in the order in which a row holds them.
 
@@ -55,7 +57,6 @@ class Optimizer:
         list of (str, int)
             Widths in float32.
         """
-        raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
         """Return this optimizer as a JSON object; `optimizer_from_json` reads it."""

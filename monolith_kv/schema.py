@@ -78,11 +78,11 @@ class Slice:
     def __post_init__(self) -> None:
         check_name(self.name, "slice name")
         object.__setattr__(self, "dim", _check_dim(self.dim))
-        if not isinstance(self.optimizer, Optimizer) or type(self.optimizer) is Optimizer:
+        if not isinstance(self.optimizer, Optimizer):
             raise TypeError(
                 f"optimizer must be one such as Adagrad(), got {_described(self.optimizer)}"
             )
-        if not isinstance(self.initializer, Initializer) or type(self.initializer) is Initializer:
+        if not isinstance(self.initializer, Initializer):
             raise TypeError(
                 f"initializer must be one such as Uniform(), got {_described(self.initializer)}"
             )

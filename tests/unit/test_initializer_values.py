@@ -89,6 +89,6 @@ def test_an_unknown_initializer_in_a_file_is_a_format_version_error(data):
         initializer_from_json(data)
 
 
-def test_the_base_class_draws_nothing():
-    with pytest.raises(NotImplementedError):
-        Initializer().parameters()
+def test_the_base_class_is_none_by_itself():
+    with pytest.raises(TypeError, match="abstract"):
+        Initializer()

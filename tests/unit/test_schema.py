@@ -60,7 +60,7 @@ def test_a_dim_of_numpy_becomes_an_int():
     assert type(Slice("a", np.int64(4)).dim) is int
 
 
-@pytest.mark.parametrize("given", [None, Adam, "Adam", Optimizer()])
+@pytest.mark.parametrize("given", [None, Adam, "Adam", Optimizer])
 def test_an_optimizer_is_an_instance_of_one(given):
     with pytest.raises(TypeError, match="^optimizer must be one such as Adagrad"):
         Slice("a", 1, given)
