@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -18,9 +19,14 @@ from model import ManualClock
 SEED = 20_170_101
 
 # Derandomized: a run that fails is a run that fails again. No deadline: the machine may be busy.
-_COMMON = {"deadline": None, "derandomize": True, "database": None, "print_blob": True}
-hypothesis.settings.register_profile("quick", max_examples=60, **_COMMON)  # type: ignore[arg-type]
-hypothesis.settings.register_profile("ci", max_examples=500, **_COMMON)  # type: ignore[arg-type]
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "print_blob": True,
+}
+hypothesis.settings.register_profile("quick", max_examples=60, **_COMMON)
+hypothesis.settings.register_profile("ci", max_examples=500, **_COMMON)
 hypothesis.settings.load_profile("ci" if WIDE else "quick")
 
 

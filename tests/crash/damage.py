@@ -307,11 +307,15 @@ def open_stores(stores: Stores, scratch: Path, count: int, seed: int) -> Tally:
 
 def sampled(data: bytes, count: int, dice: random.Random) -> list[int]:
     """Return places in each region of a file: its header, headers of records, payloads, its end."""
-    regions = [range(HEADER_BYTES), range(max(0, len(data) - 256), len(data)), range(len(data))]
+    regions: list[Sequence[int]] = [
+        range(HEADER_BYTES),
+        range(max(0, len(data) - 256), len(data)),
+        range(len(data)),
+    ]
     if data[1:4] == b"MKV":
         starts = [part.offset for part in samples.parts(data)]
         fields = [range(start, start + RECORD_HEADER_BYTES) for start in starts]
-        regions.append(list(itertools.chain.from_iterable(fields)))  # type: ignore[arg-type]
+        regions.append(list(itertools.chain.from_iterable(fields)))
     turns = itertools.islice(itertools.cycle(regions), count)
     places = [dice.choice(region[: len(data)]) for region in turns]
     return [min(place, len(data) - 1) for place in places]

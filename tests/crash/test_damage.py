@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crash import damage, subjects
@@ -62,8 +63,6 @@ def test_a_reader_that_skips_checksums_is_caught(
 class Lenient(int):
     """A checksum that is equal to any other."""
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __eq__(self, other: object) -> bool:
         return True
 
@@ -74,7 +73,8 @@ class Lenient(int):
 def test_a_figure_tells_what_went_wrong() -> None:
     tally = damage.Tally()
     tally.add("byte 7", lambda: "refused")
-    tally.add("byte 8", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    broken: Any = lambda: 1 / 0  # noqa: E731 - a check may return anything, and raise.
+    tally.add("byte 8", broken)
     made: Figure = damage.figure("bits", tally, 0.0)
     assert not made.is_reached
     assert "byte 8: ZeroDivisionError" in made.measured

@@ -141,8 +141,13 @@ def test_a_header_that_comes_in_pieces_is_read_whole(
 # --- a log that is given up --------------------------------------------------------------------
 
 
+def advance(store: mkv.Store, seconds: float) -> None:
+    clock: Any = store._state.clock  # The test's own.
+    clock.advance(seconds)
+
+
 def expire(store: mkv.Store, path: Path) -> None:
-    store._state.clock.advance(1_000)  # type: ignore[attr-defined]
+    advance(store, 1_000)
     store.compact()
 
 
@@ -202,10 +207,10 @@ def test_rows_stay_when_the_tier_cannot_shrink(
     with mkv.open(folder / "s", memory_limit="64KiB", **options) as store:
         table, expected = filled(store)
         kept = MANY[2_700:]
-        store._state.clock.advance(90)  # type: ignore[attr-defined]
+        advance(store, 90)
         table.push(kept, np.zeros((len(kept), 64), np.float32))
         expected = table.lookup(kept)
-        store._state.clock.advance(20)  # type: ignore[attr-defined]
+        advance(store, 20)
         tier = store._state.overflow
         with failing(tier, "_append", error=error):
             with contextlib.suppress(mkv.StoreFullError, OSError):
