@@ -20,6 +20,7 @@ from monolith_kv._core cimport (
     whole_seconds,
 )
 from monolith_kv._cuckoo cimport BUCKET_CELLS, Bucket, cuckoo_expect
+from monolith_kv._digest cimport RowDigest, digest_add, digest_row
 from monolith_kv._expiry cimport (
     shard_expire,
     shard_expired,
@@ -27,7 +28,6 @@ from monolith_kv._expiry cimport (
     shard_shrink_begin,
     shard_shrink_end,
 )
-from monolith_kv._digest cimport RowDigest, digest_add, digest_row
 from monolith_kv._hashing cimport SHARD_BITS, SHARDS, hash_fid, hash_shard
 from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
 from monolith_kv._pages cimport PIECE_BYTES, pages_expect

@@ -2,10 +2,9 @@
 
 A row file holds records of one table in places of equal size, each behind the other with its
 checksum; it is only ever appended to, so what was read once stays true. A part of a snapshot that
-has the same form is read as a row file, too. The number of a cold row in
-the index tells file and place. The header words of cold rows stay in memory, by place: times, flags
-and heat are known without the disk, and change under the lock of the row's shard as those of rows
-in memory do.
+has the same form is read as a row file, too. The number of a cold row in the index tells file and
+place. The header words of cold rows stay in memory, by place: times, flags and heat are known
+without the disk, and change under the lock of the row's shard as those of rows in memory do.
 
 Files are written, named and closed by their owner (storage/overflow.py); here they are read.
 Whoever reads holds the lock shared from before it looks for the number until it is done: so a file

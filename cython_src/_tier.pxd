@@ -30,8 +30,8 @@ cdef status_t shard_promote(
     Shard* shard, const Batch* batch, size_t number, const uint8_t* records, const row_t* rows
 ) noexcept nogil
 # Rows become cold: the caller has put their records in these places of row files, by position in
-# the batch. One that is not what its record says any more stays. How many.
-cdef uint64_t shard_evict(
+# the batch. One that is not what its record says any more stays.
+cdef void shard_evict(
     Shard* shard, const Batch* batch, size_t number, const uint8_t* records,
     const uint32_t* places) noexcept nogil
 # Of cold rows that still lie where `rows` says the records were put elsewhere, likewise.

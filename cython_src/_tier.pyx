@@ -339,7 +339,7 @@ cdef bint locked_is(const Shard* shard, row_t row, const uint8_t* record) noexce
             shard.policy.state_floats * sizeof(float)) == 0)
 
 
-cdef uint64_t shard_evict(
+cdef void shard_evict(
     Shard* shard, const Batch* batch, size_t number, const uint8_t* records,
     const uint32_t* places
 ) noexcept nogil:
@@ -366,7 +366,6 @@ cdef uint64_t shard_evict(
     MKV_STORE64(&shard.cold_rows, shard.cold_rows + evicted)
     shard.counters.evicted += evicted
     lock_leave(&shard.lock)
-    return evicted
 
 
 cdef void shard_relocate(

@@ -454,12 +454,10 @@ class OverflowTier:
         return block.nbytes
 
     def _drop_dead(self) -> None:
-        """Remove files in which no row lies any more."""
+        """Remove files in which no row lies, and none will."""
         for found in self._tables.values():
-            for file in [*found.own, found.next_part()]:
-                if file is None or file.awaited or found.live_rows(file):
-                    continue
-                if file.places:
+            for file in found.some():
+                if not file.awaited and not found.live_rows(file):
                     self._drop(found, file)
 
     def _drop(self, found: TableFiles, file: RowFile) -> None:

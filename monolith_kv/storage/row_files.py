@@ -171,13 +171,13 @@ class TableFiles:
                 return part
         return None
 
-    def next_part(self) -> RowFile | None:
-        """Return one part after the other, time and again; there may be thousands."""
-        for number, part in self.parts.items():
-            del self.parts[number]
-            self.parts[number] = part
-            return part
-        return None
+    def some(self) -> list[RowFile]:
+        """Return all own files, and each time another part: of these there may be thousands."""
+        if not self.parts:
+            return list(self.own)
+        number = next(iter(self.parts))
+        part = self.parts[number] = self.parts.pop(number)  # The last one now.
+        return [*self.own, part]
 
 
 # --- which to empty ------------------------------------------------------------------------

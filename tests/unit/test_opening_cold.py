@@ -112,6 +112,35 @@ def test_a_snapshot_of_a_store_that_fits_has_no_cold_rows(
         assert any(record.kind == RecordKind.COLD for record in found) is expected
 
 
+def test_many_cold_rows_come_in_larger_records(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "COLD_BYTES", 4 << 10)
+    with fill(folder / "s", options) as store:
+        many = sizes_of_cold_rows(store.snapshot(folder / "a").path)
+        monkeypatch.setattr(checkpoint, "COLD_RECORDS", 2)
+        few = sizes_of_cold_rows(store.snapshot(folder / "b").path)
+        monkeypatch.setattr(checkpoint, "COLD_BYTES_MAX", 100 << 10)
+        some = sizes_of_cold_rows(store.snapshot(folder / "c").path)
+    assert len(few) <= 3 < len(some) < len(many)
+    assert sum(few) == sum(some) == sum(many)
+
+
+def test_a_snapshot_whose_rows_have_not_the_digest_that_is_kept_is_not_made(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with fill(folder / "s", options) as store:
+        good = store.snapshot()
+        core = store._state.tables["t"].core
+        core.enter_cold(u64([]), np.empty(0, np.int64), 0, 1, 0)  # A digest of rows not there.
+        with pytest.raises(mkv.CorruptionError, match="no snapshot was made"):
+            store.snapshot()
+        assert os.listdir(folder / "s" / "snapshots") == [os.path.basename(good.path)]
+    with mkv.open(folder / "s", memory_limit=LIMIT, **options) as store:
+        check(store)
+        store.snapshot()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_store_with_two_tiers_is_one_with_one(
     folder: Path, options: dict[str, Any], seed: int
