@@ -5,6 +5,7 @@ deltas, the position and the rows in one step, by the manifest that names the re
 Memory comes along: wholly, or not at all where that fails.
 """
 
+import contextlib
 import os
 from dataclasses import replace
 from typing import Any
@@ -25,8 +26,7 @@ from monolith_kv.storage.tables import check_schemas, read_schemas
 
 def apply_delta(state: StoreState, path: str) -> bool:
     """Apply the delta in a file to a replica; False if the replica has it."""
-    with state.files:
-        reader = DeltaReader(path)
+    with state.files, DeltaReader(path) as reader:
         found = state.manifest
         if not _is_next(found, reader):
             return False
@@ -39,18 +39,18 @@ def apply_delta(state: StoreState, path: str) -> bool:
         files.copy_durably(path, own)
         state.manifest_before = found
         try:
-            copy = DeltaReader(own)
-            if copy.header != reader.header or copy.end != reader.end:
-                raise CorruptionError(f"{path} changed while it was applied", path, 0)
-            _verify(state, copy)
-            loading = Loading(state, copy)
-            loading.prepare()
-            try:
-                _name_delta(state, copy, name, own)
-            except BaseException:
-                loading.undo()
-                raise
-            loading.finish()
+            with DeltaReader(own) as copy:
+                if copy.header != reader.header or copy.end != reader.end:
+                    raise CorruptionError(f"{path} changed while it was applied", path, 0)
+                _verify(state, copy)
+                loading = Loading(state, copy)
+                loading.prepare()
+                try:
+                    _name_delta(state, copy, name, own)
+                except BaseException:
+                    loading.undo()
+                    raise
+                loading.finish()
         except BaseException:
             if state.manifest is found:
                 drop_file(state, own)
@@ -210,29 +210,37 @@ def _advance(state: StoreState, found: Manifest, target: tuple[Any, ...]) -> boo
     )
     if not is_plain:
         return False
-    try:
-        readers = [DeltaReader(delta_log.path_of(state.path, entry["name"])) for entry in later]
-        for reader in readers:
-            if not found.lineage.covers(reader.lineage, reader.header.identity.number):
-                return False
-            _verify(state, reader)
-    except (OSError, Error):
-        return False
-    for reader, entry in zip(readers, later, strict=True):
-        loading = Loading(state, reader)
-        loading.prepare()
-        loading.finish()
-        # Where the next one fails the reader stands here, and goes on from here.
-        known, cursor = state.manifest, reader.meta["cursor"]
-        state.manifest = replace(
-            known,
-            lineage=reader.lineage.truncated(entry["sequence"]),
-            sequence=entry["sequence"],
-            cursor=known.cursor if cursor is None else cursor,
-            deltas=[*known.deltas, entry],
-        )
+    with contextlib.ExitStack() as stack:
+        readers = []
+        try:
+            for entry in later:
+                path = delta_log.path_of(state.path, entry["name"])
+                reader = stack.enter_context(DeltaReader(path))
+                if not found.lineage.covers(reader.lineage, reader.header.identity.number):
+                    return False
+                _verify(state, reader)
+                readers.append(reader)
+        except (OSError, Error):
+            return False
+        for reader, entry in zip(readers, later, strict=True):
+            _read_on(state, reader, entry)
     state.manifest, state.read_position = found, target
     return True
+
+
+def _read_on(state: StoreState, reader: DeltaReader, entry: dict[str, Any]) -> None:
+    """Apply one delta; where the next one fails the reader stands here, and goes on from here."""
+    loading = Loading(state, reader)
+    loading.prepare()
+    loading.finish()
+    known, cursor = state.manifest, reader.meta["cursor"]
+    state.manifest = replace(
+        known,
+        lineage=reader.lineage.truncated(entry["sequence"]),
+        sequence=entry["sequence"],
+        cursor=known.cursor if cursor is None else cursor,
+        deltas=[*known.deltas, entry],
+    )
 
 
 def _reload(state: StoreState) -> None:

@@ -41,7 +41,8 @@ def refill(state: StoreState, entry: TableEntry, fids: NDArray[np.uint64]) -> ND
         latest: dict[int, NDArray[Any]] = {}
         for open_file in chain:
             try:
-                _collect(entry, open_file(), missing, latest)
+                with open_file() as reader:
+                    _collect(entry, reader, missing, latest)
             except (Error, OSError):
                 latest.clear()  # It may have had later states of rows that were found so far.
         found += latest.values()

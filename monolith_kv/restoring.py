@@ -57,20 +57,27 @@ def restore_files(
         What the state has been filled with; None where it is still empty.
     """
     refuse_taken(state.path)
-    readers = [SnapshotReader(source) for source in sources]
-    if len(readers) > 1 or keep is not None:
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(SnapshotReader(source)) for source in sources]
+        if len(readers) == 1 and keep is None:
+            return _restore_whole(readers[0], state, progress)
         for reader in readers:
             reader.verify()
         build(state.path, lambda folder: _write(folder, readers, state, progress, keep))
         return None
+
+
+def _restore_whole(
+    source: SnapshotReader, state: StoreState, progress: Progress | None
+) -> Base | None:
     taken: list[Base] = []
-    before = os.stat(sources[0])
+    before = os.stat(source.path)
     try:
-        build(state.path, lambda folder: taken.extend(_take(folder, readers[0], state, progress)))
+        build(state.path, lambda folder: taken.extend(_take(folder, source, state, progress)))
     except BaseException:
         with contextlib.suppress(OSError):  # It may have become read-only for nothing.
-            if before.st_nlink == os.stat(sources[0]).st_nlink:  # Nobody else has taken it over.
-                os.chmod(sources[0], stat.S_IMODE(before.st_mode))
+            if before.st_nlink == os.stat(source.path).st_nlink:  # Nobody else has taken it over.
+                os.chmod(source.path, stat.S_IMODE(before.st_mode))
         raise
     return taken[0] if taken else None
 
@@ -110,13 +117,13 @@ def _take(
     adopt(source.path, path)
     loaded = []
     try:
-        reader = SnapshotReader(path)
-        if reader.header != source.header or reader.end != source.end:
-            raise CorruptionError(f"{path} changed while it was restored", path, 0)
-        if state.settings.memory_limit is None:
-            loaded.append(load_snapshot(state, reader, progress))
-        else:  # The overflow tier is part of the store: rows go there when it is opened.
-            _verify(reader, progress)
+        with SnapshotReader(path) as reader:
+            if reader.header != source.header or reader.end != source.end:
+                raise CorruptionError(f"{path} changed while it was restored", path, 0)
+            if state.settings.memory_limit is None:
+                loaded.append(load_snapshot(state, reader, progress))
+            else:  # The overflow tier is part of the store: rows go there when it is opened.
+                _verify(reader, progress)
     except CorruptionError as error:  # The file that its user knows has the damage, too.
         text = str(error).replace(path, source.path)
         raise CorruptionError(text, source.path, error.offset) from error

@@ -159,7 +159,8 @@ def _gather_base(state: StoreState, paths: list[str], problems: list[str]) -> in
     for path in reversed(paths):
         chosen = chosen or path
         try:
-            snapshot.SnapshotReader(path).verify()
+            with snapshot.SnapshotReader(path) as reader:
+                reader.verify()
         except (Error, OSError) as error:
             problems.append(str(error))
             continue

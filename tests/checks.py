@@ -1,8 +1,10 @@
 """Compare a store with the oracle, and build one from the other, through the public API only."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,6 +162,20 @@ def spoil_rows(tier: Any, core: Any, fids: NDArray[np.uint64], bit: int = 200) -
         with open(file.disk.path, "r+b", buffering=0) as disk:
             (byte,) = os.pread(disk.fileno(), 1, at)
             os.pwrite(disk.fileno(), bytes([byte ^ 1 << bit % 8]), at)
+
+
+def open_files() -> dict[int, str]:
+    """What each descriptor of this process is of."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # The one of this listing is gone.
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+def open_files_in(path: Path | str) -> list[str]:
+    """Those of files whose paths begin so."""
+    return sorted(name for name in open_files().values() if name.startswith(str(path)))
 
 
 def until(holds: Callable[[], bool]) -> None:

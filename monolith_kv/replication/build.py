@@ -168,8 +168,8 @@ def apply_entry(store: mkv.Store, source: Catalogue, entry: Entry, check: Check)
 def expect_digest(store: mkv.Store, source: Catalogue, entry: Entry) -> None:
     """Raise CorruptionError unless the rows are those that the file's writer had."""
     path = source.path(entry)
-    reader = SnapshotReader(path) if entry.is_snapshot else DeltaReader(path)
-    expected = reader.end["digest"]
+    with SnapshotReader(path) if entry.is_snapshot else DeltaReader(path) as reader:
+        expected = reader.end["digest"]
     if (found := store.digest()) != expected:
         raise CorruptionError(
             f"the rows after {path} have digest {found}, the store had {expected}; "

@@ -199,7 +199,8 @@ class Publisher:
         for entry in wanted:
             self._check()
             path = source.path(entry)
-            (SnapshotReader(path) if entry.is_snapshot else DeltaReader(path)).verify()
+            with SnapshotReader(path) if entry.is_snapshot else DeltaReader(path) as reader:
+                reader.verify()
             shipped[entry.name] = self._ship(path, entry, before.get(entry.name), done, total)
             done += entry.bytes
         return shipped

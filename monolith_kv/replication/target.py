@@ -179,7 +179,8 @@ def read_target(folder: str) -> Catalogue | None:
         reader = RecordReader(path, FileType.TARGET)
     except FileNotFoundError:
         return None
-    reader.verify()
+    with reader:
+        reader.verify()
     found = _unpack(folder, path, reader.meta)
     identity = FileIdentity(found.uuid, found.lineage.epoch, found.sequence)
     if identity != reader.header.identity:

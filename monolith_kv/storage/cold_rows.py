@@ -99,10 +99,10 @@ def good_places(path: str, ids: Record, place_bytes: int) -> Record:
     place_bytes : int
         Of this table.
     """
-    file = File(path)
     size = ids.count * place_bytes
-    data = file.view(ids.offset - padded(size), size)
-    seed = unpack_header(bytes(file.view(0, HEADER_BYTES)), path).seed
+    with File(path) as file:
+        data = file.view(ids.offset - padded(size), size)
+        seed = unpack_header(bytes(file.view(0, HEADER_BYTES)), path).seed
     places = np.frombuffer(data, np.uint8).reshape(-1, place_bytes)
     end = place_bytes - PLACE_SUM_BYTES
     sums = np.ascontiguousarray(places[:, end:]).view("<u4").reshape(-1)

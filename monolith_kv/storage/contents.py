@@ -103,11 +103,15 @@ class ContentsReader(ABC):
         self._reader = RecordReader(path, shape.file_type)
         self.header: Header = self._reader.header
         self.size = self._reader.size
-        check_name(path, shape.name, self.header)
-        self.end = check_keys(
-            self._reader.meta, shape.end, path, self._reader.end_offset, shape.end_optional
-        )
-        self.meta, self.lineage = read_meta(self._reader, shape.meta, shape.meta_optional)
+        try:
+            check_name(path, shape.name, self.header)
+            self.end = check_keys(
+                self._reader.meta, shape.end, path, self._reader.end_offset, shape.end_optional
+            )
+            self.meta, self.lineage = read_meta(self._reader, shape.meta, shape.meta_optional)
+        except BaseException:
+            self.close()
+            raise
 
     @abstractmethod
     def records(self) -> Iterator[Record]:
@@ -117,6 +121,16 @@ class ContentsReader(ABC):
         """Read and check every byte."""
         for _ in self.records():
             pass
+
+    def close(self) -> None:
+        """Close the file; payloads handed out stay valid. Again: nothing."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def append_rows(writer: RecordWriter, table: int, records: NDArray[np.uint8], count: int) -> None:

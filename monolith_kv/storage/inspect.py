@@ -84,9 +84,9 @@ def _describe_records(path: str, header: Header) -> Iterator[str]:
             else:
                 yield "no end record: the log is in use, or its writer died"
         return
-    reader = RecordReader(path, header.file_type)
-    for index, record in enumerate(reader):
-        yield _describe_record(index, record, path)
+    with RecordReader(path, header.file_type) as reader:
+        for index, record in enumerate(reader):
+            yield _describe_record(index, record, path)
     yield f"end: {_text(reader.meta)}"
 
 

@@ -128,7 +128,8 @@ def load(folder: str, *, to_write: bool = False) -> Manifest | None:
     except FileNotFoundError:
         _refuse_data(folder, path)
         return None
-    reader.verify()
+    with reader:
+        reader.verify()
     if to_write:
         reader.header.refuse_to_write(path)
     try:

@@ -206,12 +206,25 @@ class RecordReader:
     def __init__(self, path: str, file_type: FileType | None = None) -> None:
         self.path = path
         self._file = File(path)
-        self.size = self._file.size
-        self.header: Header = unpack_header(
-            bytes(self._file.view(0, HEADER_BYTES)), path, file_type
-        )
-        self.end_offset, self._end = self._find_end()
-        self.meta: dict[str, Any] = decode_json(self._end.payload, path, self.end_offset)
+        try:
+            self.size = self._file.size
+            head = bytes(self._file.view(0, HEADER_BYTES))
+            self.header: Header = unpack_header(head, path, file_type)
+            self.end_offset, self._end = self._find_end()
+            self.meta: dict[str, Any] = decode_json(self._end.payload, path, self.end_offset)
+        except BaseException:
+            self.close()  # Now: the error's traceback may keep this object.
+            raise
+
+    def close(self) -> None:
+        """Close the file; payloads handed out stay valid. Again: nothing."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __iter__(self) -> Iterator[Record]:
         """Yield all records but END, in order, each verified; END's count of them is, too."""

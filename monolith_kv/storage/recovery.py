@@ -136,10 +136,10 @@ def _load_base(state: StoreState, manifest: Manifest, *, may_adopt: bool) -> Bas
         path = snapshot.path_of(state.path, named["name"])
         try:
             _refuse_gap(state, manifest, named["sequence"])
-            reader = snapshot.SnapshotReader(path)
-            check_identity(path, reader, manifest)
-            _refuse_to_write(state, reader.header, path)
-            base = load_snapshot(state, reader, may_adopt=may_adopt)
+            with snapshot.SnapshotReader(path) as reader:
+                check_identity(path, reader, manifest)
+                _refuse_to_write(state, reader.header, path)
+                base = load_snapshot(state, reader, may_adopt=may_adopt)
             base.is_logged = named.get("logged", True)
             return base
         except FileNotFoundError as error:
@@ -350,9 +350,10 @@ def _load_delta(state: StoreState, manifest: Manifest, named: Mapping[str, Any])
         reader = delta_log.DeltaReader(path)
     except FileNotFoundError as error:
         raise missing(path, error) from error
-    check_identity(path, reader, manifest)
-    _refuse_to_write(state, reader.header, path)
-    load_delta(state, reader)
+    with reader:
+        check_identity(path, reader, manifest)
+        _refuse_to_write(state, reader.header, path)
+        load_delta(state, reader)
 
 
 def load_delta(state: StoreState, reader: delta_log.DeltaReader) -> None:

@@ -57,10 +57,10 @@ def load(root: str, name: str) -> dict[int, bytes]:
         The file is damaged.
     """
     path = path_of(root, name)
-    reader = RecordReader(path, FileType.SIGHTINGS)
     found: dict[int, bytes] = {}
-    for record in reader:
-        if record.kind != RecordKind.SIGHTINGS or record.table in found:
-            raise corruption(path, record.offset, f"unexpected record kind {record.kind}")
-        found[record.table] = bytes(record.payload)
+    with RecordReader(path, FileType.SIGHTINGS) as reader:
+        for record in reader:
+            if record.kind != RecordKind.SIGHTINGS or record.table in found:
+                raise corruption(path, record.offset, f"unexpected record kind {record.kind}")
+            found[record.table] = bytes(record.payload)
     return found

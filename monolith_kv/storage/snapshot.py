@@ -198,6 +198,7 @@ class SnapshotReader(ContentsReader):
     def __init__(self, path: str) -> None:
         super().__init__(path, SHAPE)
         if self.meta["uuid"] != self.header.identity.uuid:
+            self.close()
             raise corruption(path, 0, f"META is of store {self.meta['uuid']}, the header is not")
 
     def duplicate(self) -> int:

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import weakref
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ UNCACHED = 0x80 if sys.platform == "linux" else 0  # linux/fs.h: RWF_DONTCACHE, 
 
 
 class File:
-    """An open file to read from at any place; closed when nobody holds it any more.
+    """An open file to read from at any place; closed at the latest when nobody holds it any more.
 
     Notes
     -----
@@ -71,6 +72,12 @@ class File:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from checks import open_files
 from crash.scenarios import WRITERS
 from crash.scenarios_replicas import OTHERS, Exited
 from crash.shim import ALL, COUNT, FAULTS, MEMORY, NO_MEMORY, READ, Fault, Shim
@@ -67,7 +68,7 @@ class Trial:
 
     def __init__(self, root: Path, scenario: Scenario, shim: Shim) -> None:
         self.root, self.scenario, self.shim = root, scenario, shim
-        self.files_before = open_files()
+        self.files_before = open_files().items()
         self.world = scenario.world(root)
         self.steps = list(scenario.make(self.world))
         self.copies = 0
@@ -94,7 +95,7 @@ class Trial:
             with contextlib.suppress(kept):
                 self.world.close()
         gc.collect()
-        if left := open_files() - self.files_before:
+        if left := open_files().items() - self.files_before:
             raise Violation(f"descriptors were left open: {sorted(left)}")
         return self.look()
 
@@ -261,15 +262,6 @@ def summary(state: State) -> str:
 
 def hash_of(rows: Any) -> int:
     return hash(frozenset(rows.items())) & 0xFFFFFF
-
-
-def open_files() -> set[str]:
-    """Each descriptor, and what it is of."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # The one of this listing is gone.
-            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
-    return found
 
 
 # --- the parent --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import u64
+from checks import open_files_in, u64
 from cold_store import (
     DIM,
     IDS,
@@ -240,15 +240,9 @@ def test_memory_stays_within_its_limit_while_a_store_is_opened(
 # --- the snapshot goes -------------------------------------------------------------------------
 
 
-def deleted_snapshots() -> list[str]:
-    """Files that this process keeps though they have no name any more."""
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:
-            continue
-    return [path for path in found if ".snapshot (deleted)" in path]
+def deleted_snapshots(store: mkv.Store) -> list[str]:
+    """Its files that this process keeps though they have no name any more."""
+    return [path for path in open_files_in(store.path) if ".snapshot (deleted)" in path]
 
 
 @pytest.fixture
@@ -265,11 +259,11 @@ def retiring(folder: Path, options: dict[str, Any]) -> Iterator[mkv.Store]:
 
 
 def test_rows_are_moved_out_of_a_snapshot_that_is_retired(retiring: mkv.Store) -> None:
-    assert len(deleted_snapshots()) == 1
+    assert len(deleted_snapshots(retiring)) == 1
     check(retiring)
     cold = retiring.stats()["overflow"]["rows"]
     tier_of(retiring).shrink()
-    assert (parts_of(retiring), deleted_snapshots()) == ([], [])
+    assert (parts_of(retiring), deleted_snapshots(retiring)) == ([], [])
     assert retiring.stats()["overflow"]["rows"] == cold
     check(retiring)
 
@@ -281,18 +275,18 @@ def test_what_leaves_memory_takes_rows_out_of_a_retired_snapshot_along(
     for start in range(0, len(IDS), 100):
         table.pull(IDS[start : start + 100])
     table.upsert(IDS[:1000], rows_of(IDS[:1000], 0.0))
-    assert (parts_of(retiring), deleted_snapshots()) == ([], [])
+    assert (parts_of(retiring), deleted_snapshots(retiring)) == ([], [])
     check(retiring)
 
 
 def test_dropping_the_table_lets_the_snapshot_go(retiring: mkv.Store) -> None:
     retiring.drop_table("t")
-    assert deleted_snapshots() == []
+    assert deleted_snapshots(retiring) == []
 
 
 def test_closing_lets_the_snapshot_go(retiring: mkv.Store) -> None:
     retiring.close()
-    assert deleted_snapshots() == []
+    assert deleted_snapshots(retiring) == []
 
 
 def test_nothing_is_moved_out_of_a_snapshot_that_is_kept(

@@ -190,3 +190,18 @@ def test_a_table_is_dropped_once_no_seal_reads_its_cold_rows(store, monkeypatch)
     drop.join()
     assert [delta.rows for delta in sealed] == [len(IDS)]
     assert store.tables == {}
+
+
+def test_what_was_freed_goes_back_after_seals_and_snapshots_of_a_store_with_a_limit(
+    store, folder, monkeypatch
+):
+    given = []
+    monkeypatch.setattr("monolith_kv.budget.give_back_freed", lambda: given.append(True))
+    store.seal()
+    store.snapshot()
+    assert len(given) == 2
+    with mkv.open(folder / "free", delta_interval=None) as other:
+        other.create_table("item", DIM)
+        other.seal()
+        other.snapshot()
+    assert len(given) == 2

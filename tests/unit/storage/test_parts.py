@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import spoil_rows
+from checks import open_files_in, spoil_rows
 from tier_bed import Bed, new_core, random_fids, rows_of
 
 import monolith_kv as mkv
 from monolith_kv.storage import overflow, row_files
+from monolith_kv.storage.format import PLACE_SUM_BYTES
 from monolith_kv.storage.overflow import OverflowTier
 
 LIMIT = 1 << 20  # Of a tier whose files have 64 KiB.
@@ -34,8 +35,7 @@ def do(jobs: list[Any]) -> None:
 
 def is_open(disk: Any) -> bool:
     """Whether the tier has the file open still; it is the only one of that name."""
-    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
-    return any(os.readlink(link).startswith(disk.path) for link in links if os.path.lexists(link))
+    return bool(open_files_in(disk.path))
 
 
 def test_rows_that_are_taken_are_read_where_they_lie(bed: Bed, folder: Path) -> None:
@@ -48,6 +48,36 @@ def test_rows_that_are_taken_are_read_where_they_lie(bed: Bed, folder: Path) -> 
     assert bed.core().digest() == other.digest()
     assert (bed.tier.written_bytes, bed.tier.rows) == (0, 200)
     assert bed.core().check() == []
+
+
+def test_a_part_whose_rows_have_not_come_yet_is_kept_though_nobody_else_keeps_its_file(
+    bed: Bed, folder: Path
+) -> None:
+    fids = random_fids(200)
+    _, jobs = bed.take(folder / "a", fids)
+    (folder / "a").unlink()
+    for job in jobs:
+        bed.tier.shrink()
+        job()
+    assert bed.holds(fids)
+    bed.tier.shrink()
+    assert bed.parts() == []
+    assert bed.holds(fids)
+
+
+def test_a_file_without_a_name_is_emptied_in_portions(
+    bed: Bed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fids = random_fids(1_600)
+    do(bed.take(folder / "a", fids)[1])
+    (folder / "a").unlink()
+    size = bed.core().record_bytes + PLACE_SUM_BYTES
+    monkeypatch.setattr(overflow, "SHRINK_BYTES", 10 * 16 * size)
+    bed.tier.shrink()
+    assert len(bed.parts()) == 90
+    bed.put(random_fids(40, seed=1))  # Four times as much: ten more.
+    assert len(bed.parts()) == 80
+    assert bed.holds(fids)
 
 
 def test_memory_for_places_is_counted(bed: Bed, folder: Path) -> None:

@@ -47,6 +47,17 @@ def test_what_goes_in_comes_out(folder: Path) -> None:
     assert np.array_equal(np.frombuffer(found[4].payload, "<u8"), samples.fids(4))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 8])
+def test_a_gate_in_pieces_comes_back_as_one(folder: Path, count: int) -> None:
+    pieces = [bytes([number]) * (1_000 * number) for number in range(1, count + 1)]
+    with SnapshotWriter(str(folder), UUID, SEQUENCE, EPOCH) as writer:
+        writer.meta({**META, "uuid": UUID})
+        writer.gate(3, iter(pieces))
+        path, _ = writer.publish({"digest": ""})
+    found = [bytes(record.payload) for record in SnapshotReader(path).records()]
+    assert found == ([b"".join(pieces)] if pieces else [])
+
+
 def test_one_elsewhere_appears_only_when_complete_and_never_over_another(folder: Path) -> None:
     path = str(folder / "mine")
     writer = SnapshotWriter(str(folder / "store"), UUID, SEQUENCE, EPOCH, path)
