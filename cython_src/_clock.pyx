@@ -33,6 +33,13 @@ from monolith_kv._shard cimport Shard
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, status_t
 
 
+cdef extern from "prefetch.h":
+    void MKV_PREFETCH(const void* address) noexcept nogil
+
+cdef enum:
+    AHEAD_BUCKETS = 8      # of the hand: headers lie all over the slabs
+
+
 cdef status_t shard_coldest(
     Shard* shard, size_t count, bint is_dirty_too, Buffer* fids
 ) noexcept nogil:
@@ -67,6 +74,13 @@ cdef status_t shard_coldest(
     return STATUS_OK
 
 
+cdef inline void bucket_prefetch(const Shard* shard, const Bucket* bucket) noexcept nogil:
+    cdef uint32_t cell
+    for cell in range(BUCKET_CELLS):
+        if bucket_has(bucket, cell) and not row_is_cold(bucket.rows[cell]):
+            MKV_PREFETCH(arena_header(&shard.arena, bucket.rows[cell]))
+
+
 cdef void locked_pass(Shard* shard, Buffer* clean, Buffer* dirty, uint64_t* left) noexcept nogil:
     """Let the hand pass one bucket; `left` counts rows in memory down. Dirty rows stay warm where
     there is no list of them."""
@@ -87,6 +101,8 @@ cdef void locked_pass(Shard* shard, Buffer* clean, Buffer* dirty, uint64_t* left
             shard.hand = <uint64_t>hash_shard(start) << (64 - SHARD_BITS)
     if number >= segment.buckets_count:
         return    # Behind the last bucket is what the division left over.
+    if number + AHEAD_BUCKETS < segment.buckets_count:
+        bucket_prefetch(shard, &segment.buckets[number + AHEAD_BUCKETS])
     bucket = &segment.buckets[number]
     for cell in range(BUCKET_CELLS):
         if not bucket_has(bucket, cell):

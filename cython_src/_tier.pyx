@@ -283,31 +283,36 @@ cdef status_t shard_pack(
 cdef status_t shard_promote(
     Shard* shard, const Batch* batch, size_t number, const uint8_t* records, const row_t* rows
 ) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
     cdef size_t i
     cdef uint32_t position
     cdef row_t* cell
     cdef row_t row
     cdef uint64_t bits
+    cdef Group group
     cdef status_t status = STATUS_OK
     lock_alone(&shard.lock)
-    for i in range(batch.starts[number], batch.starts[number + 1]):
-        position = batch.order[i]
-        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
-        if cell == NULL or not row_is_cold(cell[0]):
-            continue
-        if rows != NULL and cell[0] != rows[position]:
-            continue
-        status = arena_allocate(&shard.arena, &row)
-        if status != STATUS_OK:
-            break
-        bits = shard_header(shard, cell[0])[0] & ROW_BITS
-        row_load(
-            shard, row, records + <size_t>position * shard.policy.record_bytes,
-            bits | <uint64_t>1 << ROW_HEAT_SHIFT)
-        locked_leave_file(shard, cell[0])
-        cell[0] = row
-        MKV_STORE64(&shard.cold_rows, shard.cold_rows - 1)
-        shard.counters.promoted += 1
+    while start < end and status == STATUS_OK:
+        group_fill(shard, batch, start, end, &group)
+        for i in range(group.count):
+            cell, position = group.cells[i], group.positions[i]
+            if cell == NULL or not row_is_cold(cell[0]):
+                continue
+            if rows != NULL and cell[0] != rows[position]:
+                continue
+            status = arena_allocate(&shard.arena, &row)
+            if status != STATUS_OK:
+                break
+            bits = shard_header(shard, cell[0])[0] & ROW_BITS
+            row_load(
+                shard, row, records + <size_t>position * shard.policy.record_bytes,
+                bits | <uint64_t>1 << ROW_HEAT_SHIFT)
+            locked_leave_file(shard, cell[0])
+            cell[0] = row
+            MKV_STORE64(&shard.cold_rows, shard.cold_rows - 1)
+            shard.counters.promoted += 1
+        start += group.count
     lock_leave(&shard.lock)
     return status
 
@@ -343,26 +348,32 @@ cdef void shard_evict(
     Shard* shard, const Batch* batch, size_t number, const uint8_t* records,
     const uint32_t* places
 ) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
     cdef size_t i
     cdef uint32_t position
     cdef row_t* cell
     cdef row_t row
+    cdef Group group
     cdef uint64_t evicted = 0
     lock_alone(&shard.lock)
-    for i in range(batch.starts[number], batch.starts[number + 1]):
-        position = batch.order[i]
-        cell = cuckoo_find_one(&shard.index, batch.fids[position], batch.hashes[position])
-        if cell == NULL or row_is_cold(cell[0]):
-            continue
-        row = cell[0]
-        if not locked_is(shard, row, records + <size_t>position * shard.policy.record_bytes):
-            continue
-        locked_sum(shard, batch.fids[position], row)
-        locked_enter_file(
-            shard, cell, places[position],
-            arena_header(&shard.arena, row)[0] & ~(<uint64_t>ROW_HEAT_MAX << ROW_HEAT_SHIFT))
-        arena_free(&shard.arena, row)
-        evicted += 1
+    while start < end:
+        group_fill(shard, batch, start, end, &group)
+        group_prefetch(shard, &group, True, True, True)
+        for i in range(group.count):
+            cell, position = group.cells[i], group.positions[i]
+            if cell == NULL or row_is_cold(cell[0]):
+                continue
+            row = cell[0]
+            if not locked_is(shard, row, records + <size_t>position * shard.policy.record_bytes):
+                continue
+            locked_sum(shard, group.fids[i], row)
+            locked_enter_file(
+                shard, cell, places[position],
+                arena_header(&shard.arena, row)[0] & ~(<uint64_t>ROW_HEAT_MAX << ROW_HEAT_SHIFT))
+            arena_free(&shard.arena, row)
+            evicted += 1
+        start += group.count
     MKV_STORE64(&shard.cold_rows, shard.cold_rows + evicted)
     shard.counters.evicted += evicted
     lock_leave(&shard.lock)
@@ -406,8 +417,8 @@ cdef status_t shard_enter_cold(
             break
         rowfile_header(files, row)[0] = (
             <uint64_t>row_clamp_time(times[position]) << ROW_TIME_SHIFT | shard.snapshot_flag)
-        MKV_ADD64(&rowfile_of(files, row).live, 1)
         entered += 1
+    MKV_ADD64(&rowfile_of(files, row_cold(first)).live, entered)
     MKV_STORE64(&shard.cold_rows, shard.cold_rows + entered)
     lock_leave(&shard.lock)
     return status

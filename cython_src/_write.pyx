@@ -256,25 +256,29 @@ cdef status_t shard_upsert_new(
     Shard* shard, const Batch* batch, size_t number, const float* rows, unix_s_t now,
     Buffer* inserted
 ) noexcept nogil:
+    cdef size_t start = batch.starts[number]
+    cdef size_t end = batch.starts[number + 1]
     cdef size_t i
-    cdef uint32_t position
+    cdef Group group
     cdef status_t status
     now = row_clamp_time(now)
     lock_alone(&shard.lock)
-    status = locked_reserve(shard, batch.starts[number + 1] - batch.starts[number])
-    status |= buffer_reserve(
-        inserted, (batch.starts[number + 1] - batch.starts[number]) * sizeof(fid_t))
-    for i in range(batch.starts[number], batch.starts[number + 1]):
-        position = batch.order[i]
-        if status == STATUS_OK and cuckoo_find_one(
-                &shard.index, batch.fids[position], batch.hashes[position]) == NULL:
-            status = locked_new_row(
-                shard, batch.fids[position], batch.hashes[position],
-                rows + <size_t>position * shard.policy.dim, now)
-            if status == STATUS_OK:
-                buffer_append_u64(inserted, batch.fids[position])
-        if i % PASS_IDS == 0 and status == STATUS_OK and lock_pass(&shard.lock):
-            status = locked_reserve(shard, batch.starts[number + 1] - i)
+    status = locked_reserve(shard, end - start)
+    status |= buffer_reserve(inserted, (end - start) * sizeof(fid_t))
+    while start < end and status == STATUS_OK:
+        group_fill(shard, batch, start, end, &group)
+        for i in range(group.count):
+            # Again, for the same id may be in the group twice.
+            if status == STATUS_OK and cuckoo_find_one(
+                    &shard.index, group.fids[i], group.hashes[i]) == NULL:
+                status = locked_new_row(
+                    shard, group.fids[i], group.hashes[i],
+                    rows + <size_t>group.positions[i] * shard.policy.dim, now)
+                if status == STATUS_OK:
+                    buffer_append_u64(inserted, group.fids[i])
+            if i % PASS_IDS == 0 and status == STATUS_OK and lock_pass(&shard.lock):
+                status = locked_reserve(shard, end - start - i)
+        start += group.count
     lock_leave(&shard.lock)
     return status
 
