@@ -40,6 +40,8 @@ cdef struct Cuckoo:
     uint64_t rows           # stored atomically: read without the shard's lock
     size_t size_bytes       # buckets, segments and directory
     uint64_t random         # state of the generator of multipliers and victims
+    uint64_t rows_expected  # until so many are there,
+    uint32_t buckets_expected   # a segment gets so many with its first growth
 
 cdef status_t cuckoo_create(Cuckoo* index, Pages* pages, uint64_t seed) noexcept nogil
 cdef void cuckoo_destroy(Cuckoo* index) noexcept nogil
@@ -52,7 +54,7 @@ cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noe
 cdef status_t cuckoo_insert(
     Cuckoo* index, fid_t fid, uint64_t hashed, row_t row) noexcept nogil
 cdef void cuckoo_erase(Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil
-# Make room for so many fids in an empty index. On STATUS_OUT_OF_MEMORY it grows as it always does.
+# So many fids will come into an empty index. On STATUS_OUT_OF_MEMORY it grows as it always does.
 cdef status_t cuckoo_expect(Cuckoo* index, uint64_t rows) noexcept nogil
 cdef void cuckoo_shrink(Cuckoo* index, uint64_t position) noexcept nogil
 cdef uint64_t segment_end(const Segment* segment, uint64_t position) noexcept nogil

@@ -21,26 +21,7 @@ from monolith_kv._pages cimport (
 )
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t
 
-cdef extern from *:
-    """
-    #include <stdlib.h>
-    #include <sys/mman.h>
-    /* Whole cache lines, from the heap where they are few: large ones are mapped, since the heap
-       would keep them when they are freed. */
-    #define MKV_MAPPED_FROM 65536
-    static void *mkv_lines_allocate(size_t bytes) {
-        void *lines = NULL;
-        if (bytes >= MKV_MAPPED_FROM) {
-            lines = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            return lines == MAP_FAILED ? NULL : lines;
-        }
-        return posix_memalign(&lines, 64, bytes) ? NULL : lines;
-    }
-    static void mkv_lines_free(void *lines, size_t bytes) {
-        if (bytes >= MKV_MAPPED_FROM) munmap(lines, bytes);
-        else free(lines);
-    }
-    """
+cdef extern from "lines.h":
     void* mkv_lines_allocate(size_t size_bytes) noexcept nogil
     void mkv_lines_free(void* lines, size_t size_bytes) noexcept nogil
 
@@ -71,15 +52,23 @@ cdef double LOAD_REBUILT = 0.86
 
 # --- find ------------------------------------------------------------------------------------
 
-cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil:
-    cdef Segment* segment = cuckoo_segment(index, hashed)
-    cdef Bucket* bucket = segment.buckets + hash_bucket_first(
+cdef inline int segment_find(
+    const Segment* segment, fid_t fid, uint64_t hashed, Bucket** bucket
+) noexcept nogil:
+    """The cell that holds a fid, and its bucket; -1: none."""
+    bucket[0] = segment.buckets + hash_bucket_first(
         hashed, segment.multiplier, segment.buckets_count)
-    cdef int cell = bucket_find(bucket, fid)
+    cdef int cell = bucket_find(bucket[0], fid)
     if cell < 0:
-        bucket = segment.buckets + hash_bucket_second(
+        bucket[0] = segment.buckets + hash_bucket_second(
             hashed, segment.multiplier, segment.buckets_count)
-        cell = bucket_find(bucket, fid)
+        cell = bucket_find(bucket[0], fid)
+    return cell
+
+
+cdef row_t* cuckoo_find_one(const Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil:
+    cdef Bucket* bucket
+    cdef int cell = segment_find(cuckoo_segment(index, hashed), fid, hashed, &bucket)
     return &bucket.rows[cell] if cell >= 0 else NULL
 
 
@@ -143,13 +132,8 @@ cdef status_t cuckoo_insert(
 
 cdef void cuckoo_erase(Cuckoo* index, fid_t fid, uint64_t hashed) noexcept nogil:
     cdef Segment* segment = cuckoo_segment(index, hashed)
-    cdef Bucket* bucket = segment.buckets + hash_bucket_first(
-        hashed, segment.multiplier, segment.buckets_count)
-    cdef int cell = bucket_find(bucket, fid)
-    if cell < 0:
-        bucket = segment.buckets + hash_bucket_second(
-            hashed, segment.multiplier, segment.buckets_count)
-        cell = bucket_find(bucket, fid)
+    cdef Bucket* bucket
+    cdef int cell = segment_find(segment, fid, hashed, &bucket)
     if cell >= 0:
         bucket.used &= ~(<uint32_t>1 << cell)
         segment.used -= 1
@@ -302,6 +286,8 @@ cdef status_t segment_grow(Cuckoo* index, Segment* segment, uint64_t hashed) noe
     cdef uint32_t count = buckets_for(segment.used + 1)
     if count <= segment.buckets_count:
         count = buckets_more(segment.buckets_count)
+    if count < index.buckets_expected and index.rows < index.rows_expected:
+        count = index.buckets_expected
     return segment_rebuild(index, segment, count)
 
 
@@ -428,12 +414,14 @@ cdef status_t directory_double(Cuckoo* index) noexcept nogil:
 
 
 cdef status_t cuckoo_expect(Cuckoo* index, uint64_t rows) noexcept nogil:
-    """Split while there is nothing to move, then give each segment its share of the room."""
+    """Split while there is nothing to move. A segment gets its share of the room with its first
+    rows: then the memory is cleared by who is about to use it."""
     cdef uint32_t depth = 0
     cdef uint64_t i
     cdef status_t status = STATUS_OK
     if index.rows or index.depth:
         return STATUS_OK
+    index.rows_expected = rows
     while rows >> depth > SEGMENT_ROWS_EXPECTED and status == STATUS_OK:
         for i in range(<uint64_t>1 << depth):
             status |= segment_split(
@@ -441,9 +429,7 @@ cdef status_t cuckoo_expect(Cuckoo* index, uint64_t rows) noexcept nogil:
                 (i << (63 - depth) << 1) >> SHARD_BITS)
         depth += 1
     # Shares differ by chance: few of them by a sixteenth.
-    rows = (rows >> depth) + (rows >> depth >> 4) + 16
-    for i in range(<uint64_t>1 << depth if status == STATUS_OK else 0):
-        status |= segment_rebuild(index, index.directory[i], buckets_for(rows))
+    index.buckets_expected = buckets_for((rows >> depth) + (rows >> depth >> 4) + 16)
     return status
 
 

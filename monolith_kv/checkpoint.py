@@ -31,6 +31,7 @@ from monolith_kv.storage.snapshot import SnapshotWriter
 Progress = Callable[[int, int], None]
 TOUCHED_IDS = 1 << 17  # of a part
 READ_BYTES = 1 << 20  # Of cold rows, at once.
+ROWS_BYTES = 1 << 20  # Of rows in memory in a record, at least.
 COLD_BYTES = 4 << 20  # Of cold rows in a record, at least.
 COLD_BYTES_MAX = 12 << 20
 COLD_RECORDS = 8192  # Each takes a number of a file: larger ones where there are as many.
@@ -245,7 +246,7 @@ def _write(
         # Rows that changed after the instant before they were read, as they were then.
         for saved in core.snapshot_end():
             rows.write(saved)
-        rows.compare(core.snapshot_digest())
+        rows.end(core.snapshot_digest())
         view.sums.append(Summed(view.schemas[entry.id], core.snapshot_digest()))
         for piece in view.pieces[entry.id]:
             writer.sightings(entry.id, piece)
@@ -282,7 +283,8 @@ class RowWriter:
 
     Notes
     -----
-    Cold rows of some segments of the index come together: who skips them has the less to skip.
+    Rows of some segments of the index come together: who loads them has fewer parts to begin, and
+    who skips cold ones the less to skip.
     """
 
     def __init__(self, writer: SnapshotWriter, entry: TableEntry) -> None:
@@ -290,13 +292,21 @@ class RowWriter:
         self._sum = (0, 0)
         size = entry.core.cold_rows * entry.core.record_bytes // COLD_RECORDS
         self._least = min(max(size, COLD_BYTES), COLD_BYTES_MAX)
+        self._rows: list[NDArray[np.uint8]] = []
         self._cold: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
 
     def write(self, records: NDArray[np.uint8]) -> None:
-        """Write rows in memory."""
-        core = self._entry.core
-        self._writer.rows(self._entry.id, records, len(records) // core.record_bytes)
-        self._sum = _add(self._sum, core.digest_of(records))
+        """Write rows in memory; a few later, with more of them."""
+        if len(records):
+            self._rows.append(records)
+            self._sum = _add(self._sum, self._entry.core.digest_of(records))
+        if sum(map(len, self._rows)) >= ROWS_BYTES:
+            self._write_rows()
+
+    def _write_rows(self) -> None:
+        found = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
+        self._writer.rows(self._entry.id, found, len(found) // self._entry.core.record_bytes)
+        self._rows.clear()
 
     def keep_cold(self, records: NDArray[np.uint8]) -> None:
         """Keep cold rows for `write_cold`."""
@@ -319,11 +329,13 @@ class RowWriter:
             self._writer.cold(self._entry.id, chosen, total)
             self._sum = _add(self._sum, total)
 
-    def compare(self, digest: tuple[int, int]) -> None:
-        """Raise CorruptionError unless the rows written have this digest.
+    def end(self, digest: tuple[int, int]) -> None:
+        """Write what is left; raise CorruptionError unless all that was written has this digest.
 
         A snapshot that does not can never be opened, and must not stand in for those that can.
         """
+        if self._rows:
+            self._write_rows()
         if self._sum != digest:
             raise CorruptionError(
                 f"table {self._entry.schema.name}: the rows have another digest than is kept of "

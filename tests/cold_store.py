@@ -42,8 +42,8 @@ def check(store: mkv.Store, ids: Any = IDS, value: float = 0.0) -> None:
     assert store._state.tables["t"].core.check() == []
 
 
-def sizes_of_cold_rows(path: str) -> list[int]:
-    return [len(r.payload) for r in RecordReader(path) if r.kind == RecordKind.COLD]
+def sizes_of(kind: RecordKind, path: str) -> list[int]:
+    return [len(r.payload) for r in RecordReader(path) if r.kind == kind]
 
 
 def write_anew(path: Path, change: Any, **end: Any) -> None:

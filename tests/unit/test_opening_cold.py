@@ -18,7 +18,7 @@ from cold_store import (
     fill,
     parts_of,
     rows_of,
-    sizes_of_cold_rows,
+    sizes_of,
     tier_of,
 )
 from model import ManualClock
@@ -53,7 +53,7 @@ def test_cold_rows_are_not_touched_when_a_store_is_opened(
     options = {**options, "overflow_limit": overflow_limit}
     with fill(folder / "s", options) as store:
         path = store.snapshot().path
-        sizes = sizes_of_cold_rows(path)
+        sizes = sizes_of(RecordKind.COLD, path)
         assert max(sizes) < 2 * record_bytes
         assert min(sizes[:-1], default=record_bytes) >= record_bytes
         cold, digest = store.stats()["overflow"]["rows"], store.digest()
@@ -112,16 +112,28 @@ def test_a_snapshot_of_a_store_that_fits_has_no_cold_rows(
         assert any(record.kind == RecordKind.COLD for record in found) is expected
 
 
+def test_rows_in_memory_come_in_records_of_some_size(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "ROWS_BYTES", 16 << 10)
+    with fill(folder / "s", options) as store:
+        path = store.snapshot().path
+        sizes = sizes_of(RecordKind.ROWS, path)
+        assert len(sizes) > 2
+        assert all(size >= 16 << 10 for size in sizes[:-1])
+        assert RecordReader(path).meta["digest"] == store.digest()
+
+
 def test_many_cold_rows_come_in_larger_records(
     folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "COLD_BYTES", 4 << 10)
     with fill(folder / "s", options) as store:
-        many = sizes_of_cold_rows(store.snapshot(folder / "a").path)
+        many = sizes_of(RecordKind.COLD, store.snapshot(folder / "a").path)
         monkeypatch.setattr(checkpoint, "COLD_RECORDS", 2)
-        few = sizes_of_cold_rows(store.snapshot(folder / "b").path)
+        few = sizes_of(RecordKind.COLD, store.snapshot(folder / "b").path)
         monkeypatch.setattr(checkpoint, "COLD_BYTES_MAX", 100 << 10)
-        some = sizes_of_cold_rows(store.snapshot(folder / "c").path)
+        some = sizes_of(RecordKind.COLD, store.snapshot(folder / "c").path)
     assert len(few) <= 3 < len(some) < len(many)
     assert sum(few) == sum(some) == sum(many)
 
