@@ -292,21 +292,24 @@ class RowWriter:
         self._sum = (0, 0)
         size = entry.core.cold_rows * entry.core.record_bytes // COLD_RECORDS
         self._least = min(max(size, COLD_BYTES), COLD_BYTES_MAX)
-        self._rows: list[NDArray[np.uint8]] = []
+        self._few: list[NDArray[np.uint8]] = []  # Less than ROWS_BYTES.
         self._cold: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
 
     def write(self, records: NDArray[np.uint8]) -> None:
         """Write rows in memory; a few later, with more of them."""
-        if len(records):
-            self._rows.append(records)
-            self._sum = _add(self._sum, self._entry.core.digest_of(records))
-        if sum(map(len, self._rows)) >= ROWS_BYTES:
-            self._write_rows()
+        core = self._entry.core
+        self._sum = _add(self._sum, core.digest_of(records))
+        if len(records) >= ROWS_BYTES:
+            self._writer.rows(self._entry.id, records, len(records) // core.record_bytes)
+        elif len(records):
+            self._few.append(records)
+            if sum(map(len, self._few)) >= ROWS_BYTES:
+                self._write_few()
 
-    def _write_rows(self) -> None:
-        found = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
-        self._writer.rows(self._entry.id, found, len(found) // self._entry.core.record_bytes)
-        self._rows.clear()
+    def _write_few(self) -> None:
+        count = sum(map(len, self._few)) // self._entry.core.record_bytes
+        self._writer.rows_in_parts(self._entry.id, self._few, count)
+        self._few.clear()
 
     def keep_cold(self, records: NDArray[np.uint8]) -> None:
         """Keep cold rows for `write_cold`."""
@@ -334,8 +337,7 @@ class RowWriter:
 
         A snapshot that does not can never be opened, and must not stand in for those that can.
         """
-        if self._rows:
-            self._write_rows()
+        self._write_few()
         if self._sum != digest:
             raise CorruptionError(
                 f"table {self._entry.schema.name}: the rows have another digest than is kept of "
