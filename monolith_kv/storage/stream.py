@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from monolith_kv.storage import files
 
-WINDOW_BYTES = 4 << 20
-AHEAD_BYTES = 4 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
+WINDOW_BYTES = 8 << 20  # Smaller reads have the disk wait between them.
+AHEAD_BYTES = 2 * WINDOW_BYTES  # Asked of the disk while a window is worked on.
 # Of a file this large the system keeps nothing: as much memory would be needed again, beside what
 # the file becomes here, and what others read would be driven out. What it has already, it keeps.
 UNCACHED_BYTES_MIN = 64 << 20
@@ -96,8 +96,8 @@ class Stream:
 
     Notes
     -----
-    A window stays as it is while there is a view of it; then its memory serves the next one, which
-    spares the system to clear as much again.
+    A window stays as it is while there is a view of it; then its memory serves a later one, which
+    spares the system to clear as much again. What one has left over is copied, not read again.
     """
 
     def __init__(
@@ -114,14 +114,15 @@ class Stream:
         """Return `size` bytes from `offset` on, fewer at the end of the file."""
         start = offset - self._start
         if start < 0 or start + size > len(self._data):
-            self._data = memoryview(b"")  # If nobody looks at it any more, it is the next one.
-            self._data = self._read(offset, max(size, self._window_bytes))
+            left = self._data[start:] if start >= 0 else memoryview(b"")
+            self._data = self._read(offset, max(size, self._window_bytes), left)
             self._start, start = offset, 0
             end = offset + len(self._data)
             self._file.expect(end, min(self._ahead_bytes, self._file.size - end))
         return self._data[start : start + size]
 
-    def _read(self, offset: int, size: int) -> memoryview:
+    def _read(self, offset: int, size: int, left: memoryview) -> memoryview:
+        """Return a window; the one before has left over what it begins with."""
         size = max(0, min(size, self._file.size - offset))
         memory = self._spare.pop() if self._spare else np.empty(0, np.uint8)
         if len(memory) < size:
@@ -129,4 +130,7 @@ class Stream:
         window = memory[:size]
         # Views of its memoryview keep this object, no other does: when they are gone, it goes.
         weakref.finalize(window, self._spare.append, memory).atexit = False
-        return self._file.read_into(window, offset)
+        done = len(left)
+        window.data[:done] = left
+        done += len(self._file.read_into(window[done:], offset + done))
+        return window.data[:done].toreadonly()

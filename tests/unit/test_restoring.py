@@ -191,7 +191,7 @@ def test_what_was_read_stays_as_it_is_while_somebody_looks(
     assert bytes(source.view(990, 30)) == data[990:]
 
 
-def test_memory_of_a_window_that_nobody_looks_at_serves_the_next(
+def test_memory_of_a_window_that_nobody_looks_at_serves_a_later_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "WINDOW_BYTES", 100)
@@ -200,7 +200,25 @@ def test_memory_of_a_window_that_nobody_looks_at_serves_the_next(
     places = {
         np.frombuffer(source.view(start, 30), np.uint8).ctypes.data for start in range(0, 900, 100)
     }
-    assert len(places) == 1
+    assert len(places) == 2
+
+
+def test_no_byte_is_read_twice_from_front_to_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "WINDOW_BYTES", 100)
+    data = np.random.default_rng(5).bytes(1000)
+    (folder / "a").write_bytes(data)
+    source, read = Stream(File(str(folder / "a"))), []
+    preadv = os.preadv
+
+    def counted(*args: Any) -> int:
+        read.append(preadv(*args))
+        return read[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    assert b"".join(bytes(source.view(at, 30)) for at in range(0, 1000, 30)) == data
+    assert sum(read) == 1000
 
 
 def test_a_stream_reads_what_is_there_however_it_is_asked(
