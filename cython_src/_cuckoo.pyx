@@ -286,7 +286,9 @@ cdef status_t segment_grow(Cuckoo* index, Segment* segment, uint64_t hashed) noe
     cdef uint32_t count = buckets_for(segment.used + 1)
     if count <= segment.buckets_count:
         count = buckets_more(segment.buckets_count)
-    if count < index.buckets_expected and index.rows < index.rows_expected:
+    if index.rows >= index.rows_expected:
+        index.buckets_expected = 0
+    if count < index.buckets_expected:
         count = index.buckets_expected
     return segment_rebuild(index, segment, count)
 

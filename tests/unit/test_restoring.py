@@ -397,6 +397,18 @@ def test_an_index_that_knows_what_comes_has_room_for_just_that() -> None:
     assert made <= 1.25 * plain.memory()["index"]
 
 
+def test_what_was_announced_is_forgotten_once_it_is_there() -> None:
+    core, plain = empty_core(), empty_core()
+    ids = np.random.default_rng(9).integers(0, 2**64, 3 * MANY, np.uint64)
+    records = records_of(core, ids)
+    core.expect(MANY)
+    for start in range(0, len(ids), MANY // 10):
+        for each in (core, plain):
+            each.apply(records[start : start + MANY // 10].view(np.uint8), NO_FIDS)
+        if start > MANY:
+            assert core.memory()["index"] <= 1.05 * plain.memory()["index"]
+
+
 def test_a_restored_table_knew_what_came(
     store: mkv.Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,20 @@ def test_tables_are_kept_apart(bed: Bed) -> None:
     bed.tier.forget_table(7)
 
 
+def test_a_row_that_has_left_memory_does_not_leave_again(bed: Bed) -> None:
+    fids = random_fids(300)
+    core = bed.core()
+    core.upsert(fids, rows_of(fids, 0.0), 1_000.0)
+    records = core.pack(fids)[0].reshape(len(fids), -1)
+    places = bed.tier.write(1, core, records)
+    twice = np.concatenate([records, records]).reshape(-1)
+    core.evict(twice, np.concatenate([places, places[::-1]]))
+    core.evict(records.reshape(-1), places[::-1].copy())
+    bed.tier.settle(1, places)
+    assert bed.holds(fids)
+    assert (bed.tier.rows, core.rows, core.check()) == (300, 300, [])
+
+
 def test_a_row_that_comes_back_leaves_and_returns_with_its_latest_values(bed: Bed) -> None:
     fids = np.arange(5, dtype=np.uint64)
     bed.put(fids)
