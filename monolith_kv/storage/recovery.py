@@ -203,6 +203,9 @@ def load_snapshot(
         _expect(state, entry, reader, is_adopted=overflow is not None)
     with Loader() as loader:
         _load_records(state, reader, base, loader, overflow, progress)
+    if state.budget is not None:
+        with state.mutex:
+            state.budget.settle()  # Rows of the last record are more than there may be.
     state.dense.version = reader.meta["dense_version"]
     found = store_digest(list(state.tables.values()))
     if found != base.digest:

@@ -112,6 +112,19 @@ def test_a_snapshot_of_a_store_that_fits_has_no_cold_rows(
         assert any(record.kind == RecordKind.COLD for record in found) is expected
 
 
+def test_a_store_is_within_its_limit_right_after_its_rows_came_in_one_record(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with mkv.open(folder / "s", **options) as store:
+        store.create_table("t", DIM).upsert(IDS, rows_of(IDS, 0.0))
+        path = store.snapshot(folder / "a").path
+    assert len(sizes_of(RecordKind.ROWS, path)) == 1
+    settings = {"mode": "replica", "memory_limit": LIMIT, "clock": options["clock"]}
+    with mkv.restore(path, folder / "r", **settings) as replica:
+        assert replica.stats()["overflow"]["rows"] > len(IDS) // 4
+        check(replica)
+
+
 def test_rows_in_memory_come_in_records_of_some_size(
     folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
