@@ -74,7 +74,7 @@ cdef status_t shard_coldest(
     return STATUS_OK
 
 
-cdef inline void bucket_prefetch(const Shard* shard, const Bucket* bucket) noexcept nogil:
+cdef inline void bucket_prefetch_headers(const Shard* shard, const Bucket* bucket) noexcept nogil:
     cdef uint32_t cell
     for cell in range(BUCKET_CELLS):
         if bucket_has(bucket, cell) and not row_is_cold(bucket.rows[cell]):
@@ -102,7 +102,7 @@ cdef void locked_pass(Shard* shard, Buffer* clean, Buffer* dirty, uint64_t* left
     if number >= segment.buckets_count:
         return    # Behind the last bucket is what the division left over.
     if number + AHEAD_BUCKETS < segment.buckets_count:
-        bucket_prefetch(shard, &segment.buckets[number + AHEAD_BUCKETS])
+        bucket_prefetch_headers(shard, &segment.buckets[number + AHEAD_BUCKETS])
     bucket = &segment.buckets[number]
     for cell in range(BUCKET_CELLS):
         if not bucket_has(bucket, cell):

@@ -431,7 +431,8 @@ cdef status_t cuckoo_expect(Cuckoo* index, uint64_t rows) noexcept nogil:
                 (i << (63 - depth) << 1) >> SHARD_BITS)
         depth += 1
     # Shares differ by chance: few of them by a sixteenth.
-    index.buckets_expected = buckets_for((rows >> depth) + (rows >> depth >> 4) + 16)
+    if status == STATUS_OK:
+        index.buckets_expected = buckets_for((rows >> depth) + (rows >> depth >> 4) + 16)
     return status
 
 
@@ -440,6 +441,7 @@ cdef void cuckoo_shrink(Cuckoo* index, uint64_t position) noexcept nogil:
     cdef Segment* segment = cuckoo_segment(index, position)
     cdef uint32_t count = buckets_for(segment.used)
     if count * 4 <= segment.buckets_count * 3:
+        index.buckets_expected = 0    # Rows have come and gone.
         segment_rebuild(index, segment, count)
 
 

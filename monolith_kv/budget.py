@@ -25,6 +25,7 @@ Fids = NDArray[np.uint64]
 Places = NDArray[np.uint32]
 BLOCK_BYTES = 2 << 20  # Of records on their way: several copies of a block are under way at once.
 SLACK = 32  # One part in 32 of the limit is kept free, so that not every call evicts.
+IN_HAND, IN_HAND_MIN = 64, 64 << 10  # One part in 64 of the limit, and what is worth a call.
 STEP_BYTES = 1 << 20  # Of rows that leave in one step: a call may have to wait for it.
 ROWS_SHARE_MIN = 8
 KEPT_BYTES_MIN = 4 << 20  # Of slabs: one for each shard, and the free ones of _pages.pyx.
@@ -278,6 +279,15 @@ def give_back(state: StoreState) -> None:
     """Let the system have what was freed, where the store has a limit: it would count, too."""
     if state.budget is not None:
         give_back_freed()
+
+
+def block_bytes(state: StoreState, most: int) -> int:
+    """Bytes of rows to have in hand at once: `most`, and little of a memory limit, as they count.
+
+    What is in hand for a moment would have as many rows leave memory.
+    """
+    limit = state.settings.memory_limit
+    return most if limit is None else min(most, max(limit // IN_HAND, IN_HAND_MIN))
 
 
 def promote(state: StoreState, entry: TableEntry, fids: Fids) -> None:

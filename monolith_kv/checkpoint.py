@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.budget import give_back, read_cold
+from monolith_kv.budget import block_bytes, give_back, read_cold
 from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, retire, snapshot_of
 from monolith_kv.errors import CorruptionError, Error
@@ -31,7 +31,7 @@ from monolith_kv.storage.snapshot import SnapshotWriter
 Progress = Callable[[int, int], None]
 TOUCHED_IDS = 1 << 17  # of a part
 READ_BYTES = 1 << 20  # Of cold rows, at once.
-ROWS_BYTES = 1 << 20  # Of rows in memory in a record, at least.
+ROWS_BYTES = 1 << 20  # Of rows in memory in a record, at least, but for the last.
 COLD_BYTES = 4 << 20  # Of cold rows in a record, at least.
 COLD_BYTES_MAX = 12 << 20
 COLD_RECORDS = 8192  # Each takes a number of a file: larger ones where there are as many.
@@ -232,7 +232,7 @@ def _write(
         writer.gate(entry.id, entry.core.snapshot_gate())
     for entry in view.entries:
         core, cursor = entry.core, 0
-        rows = RowWriter(writer, entry)
+        rows = RowWriter(writer, entry, block_bytes(state, ROWS_BYTES))
         while cursor >= 0:
             records, cursor = _read(state, entry, cursor, rows)
             rows.write(records)
@@ -287,29 +287,32 @@ class RowWriter:
     who skips cold ones the less to skip.
     """
 
-    def __init__(self, writer: SnapshotWriter, entry: TableEntry) -> None:
+    def __init__(self, writer: SnapshotWriter, entry: TableEntry, rows_bytes: int) -> None:
         self._writer, self._entry = writer, entry
+        self._rows_bytes = rows_bytes  # In a record, at least.
         self._sum = (0, 0)
         size = entry.core.cold_rows * entry.core.record_bytes // COLD_RECORDS
         self._least = min(max(size, COLD_BYTES), COLD_BYTES_MAX)
-        self._few: list[NDArray[np.uint8]] = []  # Less than ROWS_BYTES.
+        self._few: list[NDArray[np.uint8]] = []  # Less than these.
+        self._few_bytes = 0
         self._cold: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
 
     def write(self, records: NDArray[np.uint8]) -> None:
         """Write rows in memory; a few later, with more of them."""
         core = self._entry.core
         self._sum = _add(self._sum, core.digest_of(records))
-        if len(records) >= ROWS_BYTES:
+        if len(records) >= self._rows_bytes:
             self._writer.rows(self._entry.id, records, len(records) // core.record_bytes)
         elif len(records):
             self._few.append(records)
-            if sum(map(len, self._few)) >= ROWS_BYTES:
+            self._few_bytes += len(records)
+            if self._few_bytes >= self._rows_bytes:
                 self._write_few()
 
     def _write_few(self) -> None:
-        count = sum(map(len, self._few)) // self._entry.core.record_bytes
+        count = self._few_bytes // self._entry.core.record_bytes
         self._writer.rows_in_parts(self._entry.id, self._few, count)
-        self._few.clear()
+        self._few, self._few_bytes = [], 0
 
     def keep_cold(self, records: NDArray[np.uint8]) -> None:
         """Keep cold rows for `write_cold`."""

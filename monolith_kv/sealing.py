@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv.budget import give_back, read_cold
+from monolith_kv.budget import block_bytes, give_back, read_cold
 from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.errors import StoreFullError
@@ -167,8 +167,8 @@ def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> N
     absent: list[NDArray[np.uint64]] = []
     kept: list[NDArray[np.uint64]] = []
     fids = core.seal_fids()
-    size = BLOCK_BYTES if state.overflow is None else LIMITED_BLOCK_BYTES
-    step = max(1, size // core.record_bytes)
+    most = BLOCK_BYTES if state.overflow is None else LIMITED_BLOCK_BYTES
+    step = max(1, block_bytes(state, most) // core.record_bytes)
     for start in range(0, len(fids), step):
         for records in _read(state, entry, fids[start : start + step], absent):
             _write(writer, entry, records)

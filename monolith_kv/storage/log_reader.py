@@ -84,8 +84,12 @@ class LogReader:
         self._must_be_closed = must_be_closed
         self._file = File(path)
         self.size = self._file.size
-        head = bytes(self._file.view(0, HEADER_BYTES))
-        self.header: Header = unpack_header(head, path, file_type)
+        try:
+            head = bytes(self._file.view(0, HEADER_BYTES))
+            self.header: Header = unpack_header(head, path, file_type)
+        except BaseException:
+            self.close()
+            raise
         self._source = Stream(self._file)
         self.meta: dict[str, Any] | None = None
 

@@ -409,6 +409,21 @@ def test_what_was_announced_is_forgotten_once_it_is_there() -> None:
             assert core.memory()["index"] <= 1.05 * plain.memory()["index"]
 
 
+def test_what_was_announced_is_forgotten_once_rows_have_gone() -> None:
+    core, plain = empty_core(), empty_core()
+    ids = np.random.default_rng(9).integers(0, 2**64, MANY, np.uint64)
+    records = records_of(core, ids)
+    core.expect(MANY)
+    for each in (core, plain):
+        each.apply(records.view(np.uint8), NO_FIDS)
+        each.apply(records[:0].view(np.uint8), ids[MANY // 20 :])
+        cursor = 0
+        while cursor >= 0:
+            _, cursor = each.shrink(cursor)
+        each.apply(records[-MANY // 100 :].view(np.uint8), NO_FIDS)
+    assert core.memory()["index"] <= 1.2 * plain.memory()["index"]
+
+
 def test_a_restored_table_knew_what_came(
     store: mkv.Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import monolith_kv as mkv
 from monolith_kv import sealing
 from monolith_kv.storage.overflow import fids_of
+from monolith_kv.storage.record_file import RecordWriter
 
 DIM = 64
 IDS = np.arange(60_000, dtype=np.uint64)
@@ -190,6 +191,28 @@ def test_a_table_is_dropped_once_no_seal_reads_its_cold_rows(store, monkeypatch)
     drop.join()
     assert [delta.rows for delta in sealed] == [len(IDS)]
     assert store.tables == {}
+
+
+@pytest.mark.parametrize("kind", ["seal", "snapshot"])
+def test_what_a_file_has_in_hand_sends_few_rows_out(
+    store_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    limit = 2 << 20
+    with mkv.open(store_dir, delta_interval=None, memory_limit=limit) as store:
+        table = store.create_table("item", 24, optimizer=mkv.SGD())
+        for start in range(0, 12_000, 1000):
+            table.upsert(IDS[start : start + 1000], np.ones((1000, 24), np.float32))
+        write = RecordWriter.append
+
+        def append(self: RecordWriter, *args: Any, **options: Any) -> None:
+            with store._state.mutex:  # As a call of another thread does in between.
+                budget(store).settle()
+            write(self, *args, **options)
+
+        monkeypatch.setattr(RecordWriter, "append", append)
+        before = evicted(store)
+        store.seal() if kind == "seal" else store.snapshot()
+        assert evicted(store) - before < 1_000
 
 
 def test_what_was_freed_goes_back_after_seals_and_snapshots_of_a_store_with_a_limit(
