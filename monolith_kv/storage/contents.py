@@ -2,7 +2,7 @@
 
 import os
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -16,6 +16,7 @@ from monolith_kv.storage.files import Buffer
 from monolith_kv.storage.format import RECORD_BYTES_MAX, FileType, Header, RecordKind
 from monolith_kv.storage.framing import Record, corruption, decode_json, encode_json
 from monolith_kv.storage.record_file import RecordReader, RecordWriter
+from monolith_kv.storage.stream import Closing
 
 FID_BYTES = 8
 Keys = Mapping[str, type | tuple[type, ...]]
@@ -95,7 +96,7 @@ class ContentsWriter:
         self.discard()
 
 
-class ContentsReader(ABC):
+class ContentsReader(Closing):
     """Reads a delta or a snapshot; META and END are verified at once, the rest as it is read."""
 
     def __init__(self, path: str, shape: Shape) -> None:
@@ -125,12 +126,6 @@ class ContentsReader(ABC):
     def close(self) -> None:
         """Close the file; payloads handed out stay valid. Again: nothing."""
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def append_rows(writer: RecordWriter, table: int, records: NDArray[np.uint8], count: int) -> None:

@@ -5,7 +5,7 @@ record that is good, or below what is known durable, is rot.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from monolith_kv.storage.framing import (
     decode_json,
     read_part,
 )
-from monolith_kv.storage.stream import File, Stream
+from monolith_kv.storage.stream import Closing, File, Stream
 
 SECTOR_BYTES = 512  # The smallest unit a disk writes: what was not written reads as zeros.
 SCAN_BYTES = 8 << 20
@@ -44,7 +44,7 @@ class Torn(NamedTuple):
     records: int
 
 
-class LogReader:
+class LogReader(Closing):
     """Reads a log up to its end or to its torn tail.
 
     Parameters
@@ -96,12 +96,6 @@ class LogReader:
     def close(self) -> None:
         """Close the file; payloads handed out stay valid."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the records in order, each verified; then `torn` and `is_closed` are known."""

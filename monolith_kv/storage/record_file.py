@@ -42,7 +42,7 @@ from monolith_kv.storage.framing import (
     peek_part,
     read_part,
 )
-from monolith_kv.storage.stream import File, Stream
+from monolith_kv.storage.stream import Closing, File, Stream
 
 FLUSH_BYTES = 8 << 20
 SKIPPING_WINDOW_BYTES = 256 << 10  # What lies behind a window may be skipped.
@@ -179,7 +179,7 @@ class RecordWriter:
         os.close(fd)
 
 
-class RecordReader:
+class RecordReader(Closing):
     """Reads a finished record file; every byte of it is verified before it is handed out.
 
     Parameters
@@ -219,12 +219,6 @@ class RecordReader:
     def close(self) -> None:
         """Close the file; payloads handed out stay valid. Again: nothing."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Record]:
         """Yield all records but END, in order, each verified; END's count of them is, too."""

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import weakref
+from abc import ABC, abstractmethod
 from typing import Self
 
 import numpy as np
@@ -19,7 +20,21 @@ UNCACHED_BYTES_MIN = 64 << 20
 UNCACHED = 0x80 if sys.platform == "linux" else 0  # linux/fs.h: RWF_DONTCACHE, since 6.14.
 
 
-class File:
+class Closing(ABC):
+    """Is closed at the end of its block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close it. Again: nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class File(Closing):
     """An open file to read from at any place; closed at the latest when nobody holds it any more.
 
     Notes
@@ -72,12 +87,6 @@ class File:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
