@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from monolith_kv.storage.format import (
 from monolith_kv.storage.framing import Record, corruption, decode_json, encode_json
 from monolith_kv.storage.log_file import LogWriter
 from monolith_kv.storage.log_reader import LogReader, Torn
+from monolith_kv.storage.stream import Closing
 
 TIME = np.dtype("<f8")
 FID = np.dtype("<u8")
@@ -246,7 +247,7 @@ class CallLogWriter:
         return self._log.append(kind, payload, table, len(fids))
 
 
-class CallLogReader:
+class CallLogReader(Closing):
     """The calls of one log, up to its end or its torn tail; see `LogReader`.
 
     Attributes
@@ -284,12 +285,6 @@ class CallLogReader:
     def close(self) -> None:
         """Close the file; calls handed out stay valid."""
         self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read(path: str, *, must_be_closed: bool = False) -> CallLogReader:
