@@ -218,15 +218,15 @@ class Move:
     """Rows of a table on their way to the overflow tier."""
 
     def __init__(self, overflow: OverflowTier, entry: TableEntry, fids: Fids) -> None:
-        self.entry, self._core = entry, entry.core
+        self.entry, self.fids, self._core = entry, fids, entry.core
         self._overflow = overflow
-        # A copy: a buffer in hand counts, and calls would make room for rows that are about to go.
-        self._records = entry.core.pack(fids)[0].copy()
-        self.fids = entry.rows_of(self._records)["fid"].astype(np.uint64)
+        self._records = NO_RECORDS
         self._places: Places | None = None
 
     def put(self) -> None:
-        """Write their records."""
+        """Write the records of those that are in memory still."""
+        # A copy: a buffer in hand counts, and calls would make room for rows that are about to go.
+        self._records = self._core.pack(self.fids)[0].copy()
         records = self._records.reshape(-1, self._core.record_bytes)
         self._places = self._overflow.write(self.entry.id, self._core, records)
 

@@ -233,7 +233,7 @@ def prefetching(bed: Bed, scale: Scale, *, is_cold: bool = False) -> Figure:
     """
     rng = np.random.default_rng(9 + is_cold)
     weights = rng.standard_normal((DIM, HIDDEN), np.float32)
-    turns = 2 * scale.rounds(8)
+    turns = 2 * scale.rounds(8 if is_cold else 24)
     ranks = zipf_ranks(rng, len(bed.ids), (turns * (STEPS + 1) + 1) * BATCH, ZIPF)
     batches = iter(bed.ids[ranks].reshape(-1, BATCH))
     times: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
