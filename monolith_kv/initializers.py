@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
-from monolith_kv.errors import FormatVersionError
+from monolith_kv.validation import of_kind
 
 __all__ = [
     "Constant",
@@ -206,14 +206,4 @@ def initializer_from_json(data: dict[str, Any]) -> Initializer:
     >>> initializer_from_json(Constant(2).to_json())
     Constant(value=2.0)
     """
-    values = dict(data)
-    cls = _KINDS.get(values.pop("kind", None))
-    if cls is None:
-        raise FormatVersionError(
-            f"initializer kind must be 0..{len(_KINDS) - 1}, got {data.get('kind')!r}; "
-            "a newer version wrote this, upgrade monolith_kv"
-        )
-    try:
-        return cls(**values)
-    except (TypeError, ValueError) as error:
-        raise FormatVersionError(f"initializer {data!r} cannot be read: {error}") from error
+    return of_kind("initializer", _KINDS, data)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar, SupportsFloat
 
-from monolith_kv.errors import FormatVersionError
+from monolith_kv.validation import of_kind
 
 __all__ = [
     "SGD",
@@ -382,14 +382,4 @@ def optimizer_from_json(data: dict[str, Any]) -> Optimizer:
     >>> optimizer_from_json(SGD(0.5).to_json())
     SGD(lr=0.5)
     """
-    values = dict(data)
-    cls = _KINDS.get(values.pop("kind", None))
-    if cls is None:
-        raise FormatVersionError(
-            f"optimizer kind must be 0..{len(_KINDS) - 1}, got {data.get('kind')!r}; "
-            "a newer version wrote this, upgrade monolith_kv"
-        )
-    try:
-        return cls(**values)
-    except (TypeError, ValueError) as error:
-        raise FormatVersionError(f"optimizer {data!r} cannot be read: {error}") from error
+    return of_kind("optimizer", _KINDS, data)

@@ -8,12 +8,13 @@ import json
 import operator
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monolith_kv._finite import is_finite
+from monolith_kv.errors import FormatVersionError
 
 CURSOR_BYTES_MAX = 1 << 20  # It is in every delta: offsets, not data.
 _FID_MAX = 2**64
@@ -23,6 +24,7 @@ FLOAT32, BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.float32]
+Kind = TypeVar("Kind")
 
 
 def as_ids(ids: ArrayLike) -> Ids:
@@ -147,3 +149,25 @@ def as_path(path: str | os.PathLike[str], name: str = "path") -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str or a PathLike of str, got {type(text).__name__}")
     return os.path.abspath(text)
+
+
+def of_kind(what: str, kinds: Mapping[int, type[Kind]], data: Mapping[str, Any]) -> Kind:
+    """Return what a JSON object describes: its class by "kind", its arguments by their names.
+
+    Raises
+    ------
+    FormatVersionError
+        Its kind or one of its arguments is unknown here.
+    """
+    values = dict(data)
+    kind = values.pop("kind", None)
+    cls = kinds.get(kind) if type(kind) is int else None
+    if cls is None:
+        raise FormatVersionError(
+            f"{what} kind must be 0..{len(kinds) - 1}, got {kind!r}; "
+            "a newer version wrote this, upgrade monolith_kv"
+        )
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise FormatVersionError(f"{what} {data!r} cannot be read: {error}") from error

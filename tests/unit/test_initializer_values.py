@@ -83,7 +83,10 @@ def test_parameters_of_the_wrong_type_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize("data", [{}, {"kind": 4}, {"kind": 1}, {"kind": 2, "low": 1, "high": 0}])
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"kind": 4}, {"kind": 1}, {"kind": []}, {"kind": True}, {"kind": 2, "low": 1, "high": 0}],
+)
 def test_an_unknown_initializer_in_a_file_is_a_format_version_error(data):
     with pytest.raises(FormatVersionError, match="initializer"):
         initializer_from_json(data)

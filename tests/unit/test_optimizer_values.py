@@ -129,7 +129,14 @@ def test_what_would_divide_by_zero_in_float32_is_refused(make, name):
 
 @pytest.mark.parametrize(
     "data",
-    [{}, {"kind": 7, "lr": 1.0}, {"kind": 0, "lr": -1}, {"kind": 0, "rate": 1}, {"kind": None}],
+    [
+        {},
+        {"kind": 7, "lr": 1.0},
+        {"kind": 0, "lr": -1},
+        {"kind": 0, "rate": 1},
+        {"kind": None},
+        {"kind": {}},
+    ],
 )
 def test_an_unknown_optimizer_in_a_file_is_a_format_version_error(data):
     with pytest.raises(FormatVersionError, match="optimizer"):
