@@ -28,6 +28,7 @@ from monolith_kv.storage.framing import (
 
 GROUP_CALLS = 6  # Calls that a flush waits for while others are on their way to append.
 GROUP_GAP_S = 0.02  # But no longer than this in all: they may be held up elsewhere.
+BEGIN_S = 0.001  # How long at most to wait for a flush that is about to begin.
 BESIDE_BYTES = 256 << 10  # From here on memory has enough to do to wake a thread for the flush.
 
 
@@ -141,6 +142,7 @@ class LogWriter:
         Notes
         -----
         For a caller who has work to do meanwhile, and is alone: many have each other to wait for.
+        The flush is under way when this returns, unless that takes long.
         """
         with self._turn:
             is_worth_it = self._end - self._durable >= BESIDE_BYTES
@@ -155,6 +157,10 @@ class LogWriter:
                 with contextlib.suppress(RuntimeError):  # No more threads: `sync` does it all.
                     beside.start()
                     self._beside = beside
+            if self._beside is not None:
+                # A thread that was woken may have to wait for this one's processor, though another
+                # is idle (seen on virtual machines): until it is at the disk the caller rests.
+                self._turn.wait_for(lambda: self._flushing or not self._is_begun, BEGIN_S)
 
     def _work_beside(self) -> None:
         with self._turn:
@@ -314,6 +320,7 @@ class LogWriter:
         target = self._end
         self._is_shared = self._gathered > 1
         self._flushing, self._gathered = True, 0
+        self._turn.notify_all()
         self._turn.release()
         failure: OSError | None = None
         try:

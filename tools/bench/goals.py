@@ -117,6 +117,7 @@ GOALS: dict[str, Goal] = {
     "mode interval zipf": Goal("the same with ids by Zipf 1.05", 0.9),
     "mode batch": Goal('training in "batch", of "none"', 0.5, rows=MILLION),
     "mode sync": Goal('push in "sync", of append + fdatasync', 0.8),
+    "mode sync slow": Goal("the same where a flush takes 3.7 ms", 0.8),
     "flushes": _most("fdatasyncs a call, 8 threads push in sync", 0.3, None, "x"),
     "beside seal": _most("a pull's p99.9 CPU beside a seal", 3.0, None, "x", 5 * MILLION),
     "beside snapshot": _most("a pull's p99.9 CPU beside a snapshot", 3.0, None, "x", 5 * MILLION),

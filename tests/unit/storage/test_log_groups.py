@@ -87,8 +87,10 @@ def test_a_flush_goes_on_beside_the_caller_who_then_waits_for_it(
         assert may_end.wait(30)
 
     monkeypatch.setattr(files, "sync_file", slow)
+    monkeypatch.setattr(log_file, "BEGIN_S", 30.0)
     end = log.append(RecordKind.REMOVE, LARGE)
     log.begin_sync()
+    assert log._flushing, "whoever works on now may keep the processor from it"
     assert begun.wait(30)
     assert log.durable < end
     may_end.set()
@@ -96,6 +98,16 @@ def test_a_flush_goes_on_beside_the_caller_who_then_waits_for_it(
     assert log.durable == end
     assert len(threads) == 1
     assert threads[0] is not threading.current_thread()
+
+
+def test_a_flush_that_cannot_begin_beside_the_caller_is_not_waited_for_long(
+    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LogWriter, "_work_beside", lambda self: None)
+    log.append(RecordKind.REMOVE, LARGE)
+    log.begin_sync()
+    log.sync()
+    assert flushes == [threading.current_thread().name]
 
 
 def test_a_flush_that_fails_beside_the_caller_gives_the_log_up(
