@@ -36,7 +36,7 @@ from monolith_kv._shard cimport (
     locked_reserve,
     shard_enter_alone,
 )
-from monolith_kv._sketch cimport sketch_prefetch, sketch_see
+from monolith_kv._sketch cimport sketch_advance, sketch_estimate, sketch_prefetch, sketch_see
 from monolith_kv._types cimport (
     STATUS_BAD_DATA,
     STATUS_FULL,
@@ -101,6 +101,35 @@ cdef status_t locked_admit(
     return STATUS_OK
 
 
+cdef status_t locked_refuse(Shard* shard, const Absent* absent, size_t number) noexcept nogil:
+    """STATUS_FULL if an absent id of a shard would pass; counts nothing."""
+    cdef const Batch* batch = &absent.batch
+    cdef size_t i
+    cdef uint32_t entry, threshold
+    if shard.policy.is_gated and shard.sketch.is_started:
+        sketch_advance(&shard.sketch, absent.now)
+    for i in range(batch.starts[number], batch.starts[number + 1]):
+        entry = batch.order[i]
+        threshold = policy_threshold(shard.policy, batch.fids[entry])
+        if threshold > 1 and sketch_estimate(&shard.sketch, batch.hashes[entry]) + 1 < threshold:
+            continue
+        if cuckoo_find_one(&shard.index, batch.fids[entry], batch.hashes[entry]) == NULL:
+            return STATUS_FULL
+    return STATUS_OK
+
+
+cdef status_t shards_refuse(Shard* shards, const Absent* absent) noexcept nogil:
+    """All shards before one of them counts: a call that fails has changed nothing."""
+    cdef size_t number
+    cdef status_t status = STATUS_OK
+    for number in range(SHARDS):
+        if status == STATUS_OK and absent.batch.starts[number] < absent.batch.starts[number + 1]:
+            lock_alone(&shards[number].lock)
+            status = locked_refuse(&shards[number], absent, number)
+            lock_leave(&shards[number].lock)
+    return status
+
+
 cdef status_t locked_let_in(
     Shard* shard, const Absent* absent, size_t number, bint may_insert, Buffer* inserted
 ) noexcept nogil:
@@ -128,10 +157,9 @@ cdef status_t locked_let_in(
         if cell == NULL:
             status = locked_admit(
                 shard, batch.fids[entry], batch.hashes[entry], absent.now, &is_admitted)
-            if status != STATUS_OK or not is_admitted:
+            # An id that passes all the same does so by the count of another one of its call.
+            if status != STATUS_OK or not is_admitted or not may_insert:
                 continue
-            if not may_insert:
-                return STATUS_FULL
             status = locked_new_row(
                 shard, batch.fids[entry], batch.hashes[entry], NULL, row_clamp_time(absent.now))
             if status != STATUS_OK:
@@ -187,7 +215,10 @@ cdef status_t shards_pull_absent(
     if status == STATUS_OK:
         status = batch_create(&absent.batch, absent.unique.fids, absent.unique.count)
         if status == STATUS_OK:
-            status = shards_let_in(shards, &absent, may_insert, inserted)
+            if not may_insert:
+                status = shards_refuse(shards, &absent)
+            if status == STATUS_OK:
+                status = shards_let_in(shards, &absent, may_insert, inserted)
             for i in range(count):
                 first = absent.unique.firsts[absent.unique.entries[i]]
                 if first != i:

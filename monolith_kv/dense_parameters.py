@@ -95,7 +95,8 @@ class DenseParameters(Mapping[str, NDArray[Any]]):
         return len(self._read().arrays)
 
     def __repr__(self) -> str:
-        return f"<monolith_kv.DenseParameters version={self.version} {sorted(self)}>"
+        held = self._state.dense  # Closed or not.
+        return f"<monolith_kv.DenseParameters version={held.version} {sorted(held.arrays)}>"
 
     def _read(self) -> DenseState:
         self._state.check()

@@ -4,8 +4,11 @@ This and maintenance.py are the only places that read a clock. Threads that outl
 by maintenance.py, for the background, and by a call log, which ends its own when it is closed.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from inspect import signature
+from numbers import Real
 from os import PathLike
 from typing import Any, Literal
 
@@ -57,7 +60,7 @@ def open(
         a power cut; concurrent callers share one flush.
     delta_interval : duration or None
         A background thread seals this often and compacts in slices in between; None: no background
-        work. What it fails at, the next call raises.
+        work. What it fails at, the next call that changes rows raises; reads go on.
     delta_retention : duration
         How long sealed deltas stay for replicas that lag.
     snapshots_kept : int
@@ -67,8 +70,8 @@ def open(
         over all tables; colder records overflow to disk under the store and stay readable. What a
         call itself works on comes on top.
     overflow_limit : size, optional
-        Bytes on disk for them; when they are used up a call that needs room for new ids raises
-        StoreFullError.
+        Bytes on disk for them, 1 MiB at the least; when they are used up a call that needs room for
+        new ids raises StoreFullError.
     clock : callable
         Returns seconds since the epoch: for timestamps, TTL, retention. Nothing breaks when it
         jumps.
@@ -106,7 +109,7 @@ def open(
     settings = _settings(
         durability, delta_interval, delta_retention, snapshots_kept, memory_limit, overflow_limit
     )
-    _check_clock(clock)
+    clock = _checked_clock(clock)
     return Store(open_state(folder, mode, settings, clock, time.monotonic), open)
 
 
@@ -181,8 +184,9 @@ def restore(
         raise ValueError("snapshots must be one at least, got none")
     if mode == "replica" and len(sources) > 1:
         raise ValueError(f'mode "replica" takes one snapshot, got {len(sources)}')
-    clock = open_options.pop("clock", time.time)
-    _check_clock(clock)
+    clock = _checked_clock(open_options.pop("clock", time.time))
+    if unknown := sorted(set(open_options) - set(signature(_settings).parameters)):
+        raise TypeError(f"restore() got {unknown[0]!r}, which is none of its options nor of open's")
     state = StoreState(folder, mode, _settings(**open_options), clock, time.monotonic)
     base = restore_files(sources, state, progress, keep)
     return Store(write_state(state, base), open)
@@ -232,9 +236,20 @@ def _settings(
     )
 
 
-def _check_clock(clock: object) -> None:
+def _checked_clock(clock: Callable[[], float]) -> Callable[[], float]:
+    # NaN or infinity would become times that no clock ever reaches.
     if not callable(clock):
         raise TypeError(f"clock must be callable, got {type(clock).__name__}")
+    if clock is time.time:
+        return clock
+
+    def checked() -> float:
+        now = clock()
+        if not isinstance(now, Real) or not math.isfinite(now):
+            raise ValueError(f"clock must return finite seconds since the epoch, got {now!r}")
+        return float(now)
+
+    return checked
 
 
 def _one_of(value: Any, allowed: tuple[str, ...], name: str) -> None:

@@ -26,7 +26,7 @@ from monolith_kv.state import Mode, StoreState, TableEntry, store_digest
 from monolith_kv.stats import store_stats
 from monolith_kv.table import Table
 from monolith_kv.units import parse_duration
-from monolith_kv.validation import as_cursor, as_path
+from monolith_kv.validation import as_cursor, as_path, as_sequence
 from monolith_kv.verifying import verify_store
 
 Duration = float | int | str
@@ -116,7 +116,7 @@ class Store:
     @property
     def cursor(self) -> Mapping[str, Any]:
         """As given to the last seal that is durable; {} before."""
-        return MappingProxyType(self._checked().visible.cursor)
+        return MappingProxyType(as_cursor(self._checked().visible.cursor))
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -274,7 +274,7 @@ class Store:
         GapError
             Retention has already dropped one of them.
         """
-        return deltas_after(self._checked(), after)
+        return deltas_after(self._checked(), as_sequence(after, "after"))
 
     def apply(self, delta: Delta | Path) -> bool:
         """Apply the next delta to a replica, all of it or nothing, readers going on meanwhile.

@@ -40,13 +40,6 @@ class Table:
     int64 is read as the same 64 bits, an empty list as no ids. With n ids and d = `dim`, rows are
     float32 of shape (n, d). A table pickles as the store's path and its name.
 
-    Attributes
-    ----------
-    name : str
-        Of the table.
-    dim : int
-        Width of an embedding, over all slices.
-
     Examples
     --------
     >>> import tempfile
@@ -60,11 +53,23 @@ class Table:
     """
 
     def __init__(self, owner: Any, state: StoreState, entry: TableEntry) -> None:
-        self.name = entry.schema.name
-        self.dim = entry.schema.dim
+        self._dim = entry.schema.dim
         self._owner = owner  # The Store: pickled with the table.
         self._state = state
         self._entry = entry
+
+    # By its ids 0, 1, 2 it would be a sequence to Python: there is `scan`.
+    __iter__ = None
+
+    @property
+    def name(self) -> str:
+        """Of the table."""
+        return self._entry.schema.name
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding, over all slices."""
+        return self._dim
 
     def __repr__(self) -> str:
         return f"<monolith_kv.Table {self.name!r} dim={self.dim} of {self._state.path!r}>"
@@ -112,9 +117,9 @@ class Table:
         core = self._readable().core
         ids = as_ids(ids)
         if out is None:
-            out = np.empty((len(ids), self.dim), np.float32)
+            out = np.empty((len(ids), self._dim), np.float32)
         else:
-            check_out(out, (len(ids), self.dim))
+            check_out(out, (len(ids), self._dim))
         flags = None
         if found is not None:
             check_out(found, (len(ids),), BOOL, "found")
@@ -172,7 +177,7 @@ class Table:
             raise ValueError(f"combiner must be one of {', '.join(COMBINERS)}, got {combiner!r}")
         ends = as_offsets(offsets, len(ids), include_last_offset)
         factors = as_weights(weights, len(ids), combiner)
-        shape = (len(ends) - 1, self.dim)
+        shape = (len(ends) - 1, self._dim)
         if out is None:
             out = np.empty(shape, np.float32)
         else:
@@ -300,7 +305,7 @@ class Table:
             yield self._batch(np.concatenate(kept))
 
     def _batch(self, rows: NDArray[Any]) -> tuple[Ids, Rows]:
-        return rows["fid"].astype(np.uint64), rows["row"][:, : self.dim].astype(np.float32)
+        return rows["fid"].astype(np.uint64), rows["row"][:, : self._dim].astype(np.float32)
 
     def __len__(self) -> int:
         return self._readable().core.rows
@@ -349,7 +354,7 @@ class Table:
         entry = self._writable()
         ids = as_ids(ids)
         if out is not None:
-            check_out(out, (len(ids), self.dim))
+            check_out(out, (len(ids), self._dim))
         return calls.pull(self._state, entry, ids, out)
 
     def push(self, ids: ArrayLike, gradients: ArrayLike) -> None:
@@ -371,11 +376,13 @@ class Table:
 
         Notes
         -----
-        Releases the GIL.
+        Releases the GIL. A step is not checked: where gradients are so large (their squares, above
+        some 1e19, or a step beyond 3e38) that the optimizer's formula overflows, rows or state are
+        what it gives, infinity or NaN. Clip gradients.
         """
         entry = self._writable()
         ids = as_ids(ids)
-        calls.push(self._state, entry, ids, as_rows(gradients, len(ids), self.dim, "gradients"))
+        calls.push(self._state, entry, ids, as_rows(gradients, len(ids), self._dim, "gradients"))
 
     def upsert(self, ids: ArrayLike, rows: ArrayLike) -> None:
         """Set embeddings, past the gate.
@@ -396,7 +403,7 @@ class Table:
         """
         entry = self._writable()
         ids = as_ids(ids)
-        calls.upsert(self._state, entry, ids, as_rows(rows, len(ids), self.dim, "rows"))
+        calls.upsert(self._state, entry, ids, as_rows(rows, len(ids), self._dim, "rows"))
 
     def remove(self, ids: ArrayLike) -> int:
         """Remove ids; return how many were there.

@@ -43,7 +43,17 @@ def as_ids(ids: ArrayLike) -> Ids:
 def _array_of_ids(ids: ArrayLike) -> NDArray[Any]:
     if isinstance(ids, (list, tuple)) and not ids:
         return np.empty(0, np.uint64)
-    return np.asarray(ids)
+    array = np.asarray(ids)
+    if array.dtype.kind in "fO" and isinstance(ids, (list, tuple)) and all(map(_is_fid, ids)):
+        # NumPy makes float64 of ints on both sides of 2**63.
+        array = np.concatenate([as_fid(fid) for fid in ids])
+    return array
+
+
+def _is_fid(value: object) -> bool:
+    if type(value) is not int and not isinstance(value, np.integer):
+        return False
+    return -_FID_MAX // 2 <= int(value) < _FID_MAX
 
 
 def as_fid(fid: int) -> Ids:
@@ -117,7 +127,8 @@ def as_weights(weights: ArrayLike | None, count: int, combiner: str) -> Rows | N
     if combiner != "sum":
         raise ValueError(f'weights go with combiner "sum" only, got {combiner!r}')
     if isinstance(weights, (list, tuple)):
-        weights = np.array(weights, np.float32)
+        with np.errstate(over="ignore"):  # Found below.
+            weights = np.array(weights, np.float32)
     array = np.asarray(weights)
     if array.dtype != np.float32:
         raise TypeError(f"weights must be float32, got {array.dtype}; convert them yourself")
@@ -136,11 +147,23 @@ def as_cursor(cursor: Mapping[str, Any]) -> dict[str, Any]:
     for key in cursor:
         if not isinstance(key, str):
             raise TypeError(f"keys of a cursor must be strings, got {key!r}")
-    text = json.dumps(dict(cursor), allow_nan=False)
+    try:
+        text = json.dumps(dict(cursor), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"a cursor must be a JSON object: {error}") from None
     if len(text) > CURSOR_BYTES_MAX:
         raise ValueError(f"a cursor has {CURSOR_BYTES_MAX} bytes at most, got {len(text)}")
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+def as_sequence(sequence: int, name: str) -> int:
+    """Return the sequence of a delta, 0 for none."""
+    if isinstance(sequence, bool) or not isinstance(sequence, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {type(sequence).__name__}")
+    if sequence < 0:
+        raise ValueError(f"{name} must be 0 or more, got {sequence}")
+    return int(sequence)
 
 
 def as_path(path: str | os.PathLike[str], name: str = "path") -> str:
@@ -148,6 +171,8 @@ def as_path(path: str | os.PathLike[str], name: str = "path") -> str:
     text = os.fspath(path)
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str or a PathLike of str, got {type(text).__name__}")
+    if not text:
+        raise ValueError(f"{name} must not be empty; '.' is the current folder")
     return os.path.abspath(text)
 
 

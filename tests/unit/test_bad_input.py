@@ -189,6 +189,9 @@ BAD_STORE_CALLS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "table: unknown": (lambda s: s.table("nope"), KeyError),
     "drop: unknown": (lambda s: s.drop_table("nope"), KeyError),
     "digest: unknown table": (lambda s: s.digest("nope"), KeyError),
+    "deltas after a part": (lambda s: list(s.deltas(0.5)), TypeError),
+    "deltas after True": (lambda s: list(s.deltas(True)), TypeError),
+    "deltas after less than none": (lambda s: list(s.deltas(-1)), ValueError),
     "seal: cursor of a list": (lambda s: s.seal(cursor=[1]), TypeError),
     "seal: cursor not JSON": (lambda s: s.seal(cursor={"a": object()}), (TypeError, ValueError)),
     "seal: cursor with NaN": (lambda s: s.seal(cursor={"a": NAN}), ValueError),
@@ -368,6 +371,42 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], Any]] = {
     "clock is a number": ({"clock": 12.0}, TypeError),
     "no such option": ({"cache": 1}, TypeError),
 }
+
+
+def test_a_restore_names_an_option_that_there_is_not(store: mkv.Store, folder: Path) -> None:
+    snapshot = store.snapshot(folder / "a.snapshot")
+    with pytest.raises(TypeError, match="restore.*cache"):
+        mkv.restore(snapshot.path, folder / "copy", cache=1)
+    assert not (folder / "copy").exists()
+
+
+def test_no_path_is_not_the_current_folder() -> None:
+    before = sorted(Path().iterdir())
+    with pytest.raises(ValueError, match="must not be empty"):
+        mkv.open("")
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("now", [NAN, INF, None, "noon"])
+def test_a_clock_that_tells_no_time_changes_nothing(store_dir: Path, now: Any) -> None:
+    times = [1.0]
+    with mkv.open(store_dir, delta_interval=None, clock=lambda: times[0]) as store:
+        table = store.create_table("t", 4)
+        table.upsert(ONE, ROW)
+        before = everything(store)
+        times[0] = now
+        for call in (
+            lambda: table.push(ONE, ROW),
+            lambda: table.upsert(u64([2]), ROW),
+            lambda: table.pull(u64([2])),
+            store.compact,
+            store.seal,
+        ):
+            with pytest.raises(ValueError, match="clock must return"):
+                call()
+        times[0] = 2.0
+        assert everything(store) == before
+        assert store.seal().rows == 1
 
 
 @pytest.mark.parametrize(

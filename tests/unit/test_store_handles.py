@@ -141,6 +141,29 @@ def test_the_lock_goes_with_the_handle(store: mkv.Store) -> None:
         mkv.open(again.path)
 
 
+def test_what_a_store_shows_of_itself_cannot_be_set(store: mkv.Store) -> None:
+    table = store.table("t")
+    for name, value in (("dim", 1), ("name", "u")):
+        with pytest.raises(AttributeError):
+            setattr(table, name, value)
+    store.seal(cursor={"parts": [1, 2]})
+    store.cursor["parts"].append(3)
+    assert store.cursor == {"parts": [1, 2]}
+
+
+def test_a_table_is_no_sequence_of_its_first_ids(store: mkv.Store) -> None:
+    table = store.table("t")
+    table.upsert(np.array([0, 1], np.uint64), np.ones((2, 4), np.float32))
+    with pytest.raises(TypeError, match="not iterable"):
+        list(table)
+
+
+def test_handles_of_a_closed_store_still_tell_what_they_are(store: mkv.Store) -> None:
+    store.dense.publish({"w": np.zeros(2)})
+    store.close()
+    assert repr(store.dense) == "<monolith_kv.DenseParameters version=1 ['w']>"
+
+
 def test_closing_again_does_nothing(store: mkv.Store) -> None:
     store.close()
     store.close()

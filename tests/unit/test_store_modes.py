@@ -362,6 +362,28 @@ def test_a_full_overflow_tier_refuses_new_ids_and_serves_all_others(
         assert store.verify() == []
 
 
+def test_a_pull_that_finds_no_room_has_counted_no_sighting(folder: Path, opened: Opener) -> None:
+    limits = {"memory_limit": "1MiB", "overflow_limit": "1MiB"}
+    gate = mkv.FrequencyGate(3, capacity=10_000, error=1e-6)
+    with opened(folder / "s", **limits) as store:
+        table = store.create_table("t", 256)
+        full = fill(table, WIDE_IDS)
+        gated = store.create_table("g", 256, admission=gate, initializer=mkv.Constant(1))
+        seen, new = u64([10**9]), np.arange(1, 21, dtype=np.uint64)
+        for _ in range(2):
+            assert not gated.pull(seen).any()
+        counted = store.stats()["tables"]["g"]["gate"]
+        for _ in range(4):
+            with pytest.raises(mkv.StoreFullError):
+                gated.pull(np.append(new, seen))
+        assert store.stats()["tables"]["g"]["gate"] == counted
+        table.remove(WIDE_IDS[:full])
+        for _ in range(2):
+            assert not gated.pull(new).any()
+        assert gated.pull(new).all()
+        assert gated.pull(seen).all()
+
+
 def test_prefetch_changes_nothing_and_makes_a_pull_find_all(folder: Path, opened: Opener) -> None:
     with opened(folder / "s", memory_limit="1MiB") as store:
         table = store.create_table("t", 256)
