@@ -9,6 +9,7 @@ snapshots the ids that were seen.
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import warnings
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monolith_kv._table import Barrier, TableCore
-from monolith_kv.errors import CorruptionError, DataLossWarning, SchemaError
+from monolith_kv.errors import CorruptionError, DataLossWarning, Error, SchemaError
 from monolith_kv.fids import distinct
 from monolith_kv.lineage import Lineage
 from monolith_kv.schema import TableSchema
@@ -89,19 +90,37 @@ def refuse_taken(path: str) -> None:
 
 
 def build(path: str, write: Callable[[str], None]) -> None:
-    """Call `write` with a new folder, which gets the name `path` when it returns."""
-    parent = os.path.dirname(path)
+    """Call `write` with a new folder, which gets the name `path` when it returns.
+
+    Notes
+    -----
+    What killed builders of the same name have left is removed first.
+    """
+    parent, name = os.path.split(path)
     files.make_folder(parent)
-    folder = os.path.join(
-        parent, f".{os.path.basename(path)}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
-    )
+    remove_abandoned(path)
+    folder = os.path.join(parent, f".{name}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}")
     files.make_folder(folder)
     try:
-        write(folder)
-        files.publish(folder, path, replace=True)
+        with files.FolderLock(folder):
+            write(folder)
+            files.publish(folder, path, replace=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def remove_abandoned(path: str) -> None:
+    """Remove folders in which `path` was being built by processes that have gone."""
+    parent, name = os.path.split(path)
+    is_built = re.compile(
+        rf"\.{re.escape(name)}\.[0-9a-f]{{16}}{re.escape(files.TEMPORARY_SUFFIX)}"
+    )
+    for found in os.listdir(parent):
+        folder = os.path.join(parent, found)
+        if is_built.fullmatch(found) and os.path.isdir(folder):
+            with contextlib.suppress(Error, OSError), files.FolderLock(folder):
+                shutil.rmtree(folder)
 
 
 # --- one whole snapshot --------------------------------------------------------------------
@@ -128,7 +147,10 @@ def _take(
         text = str(error).replace(path, source.path)
         raise CorruptionError(text, source.path, error.offset) from error
     meta = reader.meta
-    named = _named(reader.lineage, meta["sequence"], reader.end["rows"], reader.size, state)
+    # When its rows were as they are is what counts, for retention as for how far a replica lags.
+    named = _named(
+        reader.lineage, meta["sequence"], reader.end["rows"], reader.size, meta["created_at"]
+    )
     lineage = reader.lineage
     if state.mode == "rw":
         lineage = lineage.begin(after=meta["sequence"])
@@ -146,7 +168,7 @@ def _verify(reader: SnapshotReader, progress: Progress | None) -> None:
 
 
 def _named(
-    lineage: Lineage, sequence: int, rows: int, size: int, state: StoreState
+    lineage: Lineage, sequence: int, rows: int, size: int, created_at: float
 ) -> dict[str, Any]:
     """Return the entry of the only snapshot of the new store."""
     return {
@@ -155,7 +177,7 @@ def _named(
         "epoch": lineage.epoch,
         "rows": rows,
         "bytes": size,
-        "created_at": float(state.clock()),
+        "created_at": created_at,
         "lineage": lineage.to_json(),
         "logged": False,
     }
@@ -180,7 +202,7 @@ def _store_manifest(
         next_table_id=1 + max((table["id"] for table in tables), default=0),
         snapshots=[named],
         first_call_log=max(1, calls_from),
-        clock_high=named["created_at"],
+        clock_high=max(named["created_at"], float(state.clock())),
     )
     manifest.store(folder, state.manifest)
 
@@ -218,7 +240,7 @@ def _write(
         writer.meta(meta)
         merge.write(writer)
         _, size = writer.publish({"digest": merge.digest()})
-        named = _named(lineage, sequence, writer.rows_written, size, state)
+        named = _named(lineage, sequence, writer.rows_written, size, meta["created_at"])
     if state.mode == "rw" and len(readers) == 1:
         lineage = lineage.begin(after=sequence)
     _store_manifest(folder, state, meta, lineage, named, 0)
@@ -383,5 +405,5 @@ class Merge:
             if len(twice):
                 raise ValueError(
                     f"{reader.path}: {len(twice)} ids of table {name}, id {twice[0]} for one, are "
-                    "in two of the snapshots; let keep() select each once"
+                    "in two of the snapshots; give each shard once, or let keep() select them"
                 )

@@ -6,6 +6,7 @@ line that says why a command has failed. Progress is drawn on a terminal only.
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import signal
@@ -42,15 +43,33 @@ class Output:
     def __init__(self, program: str, as_json: bool) -> None:
         self.program = program
         self.as_json = as_json
+        self.is_lost = False  # Whether a result could not be written.
 
     def result(self, values: Mapping[str, Any], text: str) -> None:
         """Print one result, as an object on a line or as text."""
-        line = json.dumps(values, sort_keys=False) if self.as_json else text
-        print(line, flush=True)
+        self.text(json.dumps(values, sort_keys=False) if self.as_json else text)
+
+    def text(self, text: str) -> None:
+        """Print lines to standard output; the command goes on where it has gone or is full."""
+        try:
+            if sys.stdout is not None:
+                print(text, flush=True)
+        except OSError as error:
+            # What is still in its buffer must not fail again, at the end of the interpreter say.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):  # Whoever read it does not want more.
+                self.is_lost = True
+                self.complain(f"standard output: {one_line(error)}")
+
+    def complain(self, text: str) -> None:
+        """Say something on a line of standard error, if there is one."""
+        with contextlib.suppress(OSError):
+            if sys.stderr is not None:
+                print(f"{self.program}: {text}", file=sys.stderr, flush=True)
 
     def failure(self, error: Exception | str) -> None:
         """Say on one line of standard error what went wrong."""
-        print(f"{self.program}: {one_line(error)}", file=sys.stderr, flush=True)
+        self.complain(one_line(error))
         if self.as_json and isinstance(error, Exception):
             self.result({"error": one_line(error), "kind": type(error).__name__}, "")
 
@@ -73,25 +92,46 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
     argv : list of str or None
         None: those of the process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Names of files are not always of its encoding.
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser.parse_args(argv)
     output = Output(parser.prog, arguments.json)
-    warnings.showwarning = lambda message, *rest, **more: print(
-        f"{parser.prog}: warning: {one_line(str(message))}", file=sys.stderr, flush=True
+    warnings.showwarning = lambda message, *rest, **more: output.complain(
+        f"warning: {one_line(str(message))}"
     )
+    with raising(signal.SIGTERM):
+        code = run_command(arguments, output)
+    return UNREACHABLE if output.is_lost and code == DONE else code
+
+
+def run_command(arguments: argparse.Namespace, output: Output) -> int:
+    """Run the command that arguments name, and return the exit code."""
     try:
         code: int = arguments.run(arguments, output)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter must not complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return code
     except (mkv.Error, OSError) as error:
         output.failure(error)
         return exit_code(error)
-    except Stopped:
+    except ValueError as error:
+        output.failure(error)
+        return USAGE
+    except (Stopped, KeyboardInterrupt):
         output.failure("stopped before the end; what was done so far is kept or was undone")
         return DIFFERENT
-    return code
+
+
+@contextlib.contextmanager
+def raising(number: signal.Signals) -> Iterator[None]:
+    """Let a signal raise KeyboardInterrupt, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 @contextlib.contextmanager
@@ -142,6 +182,13 @@ def progress(what: str, check: Callable[[], None] = lambda: None) -> Iterator[Pr
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the option that all commands have."""
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
+def path_text(text: str) -> str:
+    """Return the path that an argument names."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty; . is the current folder")
+    return text
 
 
 def size_text(count: float) -> str:

@@ -14,8 +14,11 @@ from typing import Any, Literal
 from monolith_kv_tools._output import (
     DIFFERENT,
     DONE,
+    REFUSED,
+    USAGE,
     Output,
     add_json,
+    path_text,
     progress,
     run,
     size_text,
@@ -44,25 +47,32 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     stat = commands.add_parser("stat", help="position, tables, rows and sizes of a store")
-    stat.add_argument("store", metavar="STORE")
+    stat.add_argument("store", metavar="STORE", type=path_text)
     stat.add_argument("--quick", action="store_true", help="load no rows: not what only they tell")
     stat.set_defaults(run=run_stat)
     inspect = commands.add_parser("inspect", help="what is in a file of a store or a target")
-    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("file", metavar="FILE", type=path_text)
     inspect.set_defaults(run=run_inspect)
     verify = commands.add_parser("verify", help="check every checksum and invariant")
-    verify.add_argument("store", metavar="STORE")
+    verify.add_argument("store", metavar="STORE", type=path_text)
     verify.add_argument(
-        "--salvage", metavar="DIR", help="save what is good of a damaged store into a new one"
+        "--salvage",
+        metavar="DIR",
+        type=path_text,
+        help="save what is good of a damaged store into a new one",
     )
     verify.set_defaults(run=run_verify)
     snapshot = commands.add_parser("snapshot", help="write a full checkpoint")
-    snapshot.add_argument("store", metavar="STORE", help="not open for writing elsewhere")
-    snapshot.add_argument("path", metavar="PATH", nargs="?", help="default: under the store")
+    snapshot.add_argument(
+        "store", metavar="STORE", type=path_text, help="not open for writing elsewhere"
+    )
+    snapshot.add_argument(
+        "path", metavar="PATH", type=path_text, nargs="?", help="default: under the store"
+    )
     snapshot.set_defaults(run=run_snapshot)
     restore = commands.add_parser("restore", help="make a store from snapshots")
-    restore.add_argument("snapshots", metavar="SNAPSHOT", nargs="+")
-    restore.add_argument("store", metavar="STORE", help="empty or absent")
+    restore.add_argument("snapshots", metavar="SNAPSHOT", type=path_text, nargs="+")
+    restore.add_argument("store", metavar="STORE", type=path_text, help="empty or absent")
     restore.add_argument("--mode", choices=("rw", "replica"), default="rw")
     restore.set_defaults(run=run_restore)
     for command in (stat, inspect, verify, snapshot, restore):
@@ -268,6 +278,24 @@ def run_snapshot(arguments: argparse.Namespace, output: Output) -> int:
 
 def run_restore(arguments: argparse.Namespace, output: Output) -> int:
     """Make a store from the snapshot of one store, or from those of several shards."""
+    if arguments.mode == "replica" and len(arguments.snapshots) > 1:
+        output.failure(f"--mode replica takes one snapshot, got {len(arguments.snapshots)}")
+        return USAGE
+    try:
+        values = restored(arguments)
+    except ValueError as error:  # The same ids in two of them.
+        output.failure(error)
+        return REFUSED
+    output.result(
+        values,
+        f"{arguments.store}: {values['rows']} rows, at delta {values['sequence']}, epoch "
+        f"{values['epoch']}",
+    )
+    return DONE
+
+
+def restored(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Restore and close the store; return what it holds."""
     with (
         stoppable() as (_, check),
         progress("restore", check) as draw,
@@ -285,12 +313,9 @@ def run_restore(arguments: argparse.Namespace, output: Output) -> int:
             "rows": sum(len(table) for table in store.tables.values()),
             "digest": store.digest(),
         }
-    output.result(
-        values,
-        f"{arguments.store}: {values['rows']} rows, at delta {values['sequence']}, epoch "
-        f"{values['epoch']}",
-    )
-    return DONE
+    # Closing has sealed what the snapshot was ahead of its last delta.
+    values["sequence"] = store_position(arguments.store).sequence
+    return values
 
 
 if __name__ == "__main__":

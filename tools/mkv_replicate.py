@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 not in step or different, 2 wrong usage, 3 refused (the re
 
 import argparse
 import dataclasses
-import math
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from monolith_kv_tools._output import (
     add_json,
     exit_code,
     one_line,
+    path_text,
     progress,
     run,
     size_text,
@@ -40,6 +40,8 @@ from monolith_kv.replication import (
     repeat,
 )
 
+POLL_MAX_S = 86_400
+
 Step = Callable[[], int]
 
 
@@ -59,12 +61,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     push = commands.add_parser("push", help="publish deltas and snapshots of STORE to TARGET")
-    push.add_argument("store", metavar="STORE")
-    push.add_argument("target", metavar="TARGET", help="a folder; made if it is not there")
+    push.add_argument("store", metavar="STORE", type=path_text)
+    push.add_argument(
+        "target", metavar="TARGET", type=path_text, help="a folder; made if it is not there"
+    )
     push.set_defaults(run=run_push)
     follow = commands.add_parser("follow", help="keep REPLICA up to date from SOURCE")
-    follow.add_argument("source", metavar="SOURCE", help="a target folder, or a store's own")
-    follow.add_argument("replica", metavar="REPLICA", help="made if it is not there")
+    follow.add_argument(
+        "source", metavar="SOURCE", type=path_text, help="a target folder, or a store's own"
+    )
+    follow.add_argument(
+        "replica", metavar="REPLICA", type=path_text, help="made if it is not there"
+    )
     follow.add_argument(
         "--force",
         action="store_true",
@@ -85,11 +93,13 @@ def build_parser() -> argparse.ArgumentParser:
         )
         add_json(command)
     status = commands.add_parser("status", help="positions, lag and sizes")
-    status.add_argument("paths", metavar="PATH", nargs="+", help="a store, target or replica")
+    status.add_argument(
+        "paths", metavar="PATH", type=path_text, nargs="+", help="a store, target or replica"
+    )
     status.set_defaults(run=run_status)
     verify = commands.add_parser("verify", help="do A and B hold the same rows?")
-    verify.add_argument("a", metavar="A", help="a store, replica or target")
-    verify.add_argument("b", metavar="B")
+    verify.add_argument("a", metavar="A", type=path_text, help="a store, replica or target")
+    verify.add_argument("b", metavar="B", type=path_text)
     verify.set_defaults(run=run_verify)
     for command in (status, verify):
         add_json(command)
@@ -99,8 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
 def poll_seconds(text: str) -> float:
     """Return the seconds that an argument names."""
     seconds = float(text)
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0 seconds, got {text}")
+    if not 0 < seconds <= POLL_MAX_S:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most {POLL_MAX_S}, got {text}")
     return seconds
 
 
@@ -272,7 +282,7 @@ def run_status(arguments: argparse.Namespace, output: Output) -> int:
             output.result(status_values(position, now), "")
     elif found:
         head = ["path", "kind", "store", "epoch", "delta", "rows", "size", "age", "lag"]
-        print(table_text([head, *(status_cells(position, now) for position in found)]))
+        output.text(table_text([head, *(status_cells(position, now) for position in found)]))
     return code
 
 
@@ -306,8 +316,7 @@ def status_cells(position: Position, now: float) -> list[str]:
 
 def run_verify(arguments: argparse.Namespace, output: Output) -> int:
     """Compare the rows of two paths."""
-    with stoppable() as (_, check), progress("verify", check) as draw:
-        a, b = (read_digests(path, progress=draw) for path in (arguments.a, arguments.b))
+    a, b = (digests_of(path) for path in (arguments.a, arguments.b))
     different = sorted(
         name for name in a.tables | b.tables if a.tables.get(name) != b.tables.get(name)
     )
@@ -325,6 +334,14 @@ def run_verify(arguments: argparse.Namespace, output: Output) -> int:
         output.result(values, "")
     output.failure(f"different: {place(a)}; {place(b)}; tables {', '.join(different)}")
     return DIFFERENT
+
+
+def digests_of(path: str) -> Digests:
+    """Return the digests of one path."""
+    if positions([path])[0].kind != "target":
+        return read_digests(path)  # Only read: it may be ended anywhere.
+    with stoppable() as (_, check), progress("verify", check) as draw:
+        return read_digests(path, progress=draw)
 
 
 def place(digests: Digests) -> str:

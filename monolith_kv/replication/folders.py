@@ -9,7 +9,22 @@ moment without a replica; elsewhere `recover` finishes or undoes the two renames
 import os
 import shutil
 
-from monolith_kv.storage import files
+from monolith_kv.errors import FencedError
+from monolith_kv.restoring import remove_abandoned
+from monolith_kv.storage import files, format
+
+# What a store makes in its folder; anything else there is somebody's.
+_OWN = frozenset({files.LOCK_NAME, format.MANIFEST_NAME, format.TRAFFIC_NAME, "lost+found"})
+_OWN_FOLDERS = frozenset(
+    {
+        format.DELTA_FOLDER,
+        format.SNAPSHOT_FOLDER,
+        format.CALL_FOLDER,
+        format.SIGHTINGS_FOLDER,
+        format.DENSE_FOLDER,
+        format.OVERFLOW_FOLDER,
+    }
+)
 
 STAGING, READY, OLD = "staging", "ready", "old"
 
@@ -60,6 +75,7 @@ class WorkFolder:
         """Remove everything that is being built or was replaced."""
         for name in (STAGING, READY, OLD):
             _remove(self._path(name))
+        remove_abandoned(self._path(STAGING))
 
     def stage(self) -> str:
         """Return the path of a folder to build a replica in; what was there is gone."""
@@ -98,6 +114,15 @@ class WorkFolder:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.path, name)
+
+
+def refuse_strange(path: str) -> None:
+    """Raise FencedError if a folder holds what no replica does: a resync would remove it."""
+    strange = [name for name in files.list_names(path) if name not in _OWN | _OWN_FOLDERS]
+    if strange:
+        raise FencedError(
+            f"{path} holds {strange[0]} and is no replica; give an empty or a new folder"
+        )
 
 
 def _remove(path: str) -> None:

@@ -26,7 +26,7 @@ from monolith_kv.replication.build import (
     store_rows,
     without,
 )
-from monolith_kv.replication.folders import WorkFolder
+from monolith_kv.replication.folders import WorkFolder, refuse_strange
 from monolith_kv.replication.publisher import Progress
 from monolith_kv.replication.target import (
     Catalogue,
@@ -35,6 +35,7 @@ from monolith_kv.replication.target import (
     read_store,
 )
 from monolith_kv.storage.format import NO_UUID
+from monolith_kv.validation import as_path
 
 ATTEMPTS = 5  # Retention may prune the source under us; five times in one step it does not.
 
@@ -102,7 +103,9 @@ class Follower:
     StoreLockedError
         Another process has the replica open, or follows into it.
     FencedError
-        The folder is a store of its own, not a replica.
+        The folder is a store of its own, or holds something else, and is no replica.
+    ValueError
+        `replica_path` is empty.
 
     Notes
     -----
@@ -128,7 +131,7 @@ class Follower:
         **open_options: Any,
     ) -> None:
         self.source = os.fspath(source)
-        self.path = os.path.realpath(os.fspath(replica_path))
+        self.path = os.path.realpath(as_path(replica_path, "replica_path"))
         self.progress: Progress | None = None
         self.check: Check = lambda: None
         self._options = open_options
@@ -137,6 +140,8 @@ class Follower:
         self._retired: list[mkv.Store] = []
         self._is_checked = False  # Whether the rows were compared with their digest at this place.
         self._last_source_sequence = 0
+        if not _is_replica(self.path):  # Before a work folder is made beside it.
+            refuse_strange(self.path)
         self._work = WorkFolder(self.path)
         try:
             self._work.recover()
@@ -188,9 +193,9 @@ class Follower:
             self._last_source_sequence = source.sequence
             try:
                 return self._follow(source, force)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 if attempt == ATTEMPTS or read_catalogue(self.source) == source:
-                    raise
+                    raise _lost(error, source) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def poll(self) -> Followed:
@@ -349,6 +354,14 @@ class Follower:
             let_go(self._retired.pop())
 
 
+def _is_replica(path: str) -> bool:
+    """Whether there is a store or a replica that can be read; what else it is opening tells."""
+    try:
+        return read_store(path) is not None
+    except (Error, OSError):
+        return False
+
+
 def refuse_primary(path: str) -> None:
     """Raise FencedError if the folder is a store of its own, which following would overwrite."""
     try:
@@ -359,6 +372,14 @@ def refuse_primary(path: str) -> None:
         raise FencedError(
             f"{path} is a store of its own, not a replica; move it away or give another folder"
         )
+
+
+def _lost(error: FileNotFoundError, source: Catalogue) -> Exception:
+    """Return what it means that a file is not there: at the source it was published."""
+    path = str(error.filename)
+    if not path.startswith(os.path.join(source.folder, "")):
+        return error
+    return GapError(f"{path} is published but not there; push again", source.sequence)
 
 
 def let_go(store: mkv.Store) -> None:

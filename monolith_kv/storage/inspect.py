@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from monolith_kv.errors import CorruptionError
-from monolith_kv.storage import call_log, dense, files, format
+from monolith_kv.storage import call_log, dense, files, format, marks
 from monolith_kv.storage.format import FileType, Header, RecordKind, unpack_header
 from monolith_kv.storage.framing import Record, decode_json, encode_json
 from monolith_kv.storage.log_reader import LogReader
@@ -25,8 +25,8 @@ def describe(path: str) -> Iterator[str]:
     Parameters
     ----------
     path : str
-        A manifest, delta, snapshot, call log or sightings file, a torn tail that was kept aside, a
-        safetensors file, a report of traffic, or LOCK.
+        A manifest, delta, snapshot, call log or sightings file, a row file, a torn tail that was
+        kept aside, a safetensors file, a report of traffic, a mark, or LOCK.
 
     Raises
     ------
@@ -53,6 +53,8 @@ def describe(path: str) -> Iterator[str]:
         yield "a writer's report of its tiers, for people"
         with open(files.open_readable(path), "rb") as file:
             yield file.read(TEXT_BYTES_MAX).decode("utf-8", "replace").strip()
+    elif marks.MARK_PATTERN.fullmatch(os.path.basename(path)):
+        yield "mark: calls were made since the newest seal that only memory has"
     elif head[dense.LENGTH.size :][:1] == b"{":
         yield from _describe_dense(path)
     else:
@@ -70,6 +72,10 @@ def _describe_records(path: str, header: Header) -> Iterator[str]:
     yield f"epoch: {identity.epoch}"
     yield f"number: {identity.number}"
     yield f"salt: {header.salt.hex()}, crc32c {header.crc:08x}"
+    if header.file_type is FileType.ROWS:
+        size = os.stat(path).st_size - format.HEADER_BYTES
+        yield f"{size} bytes of cold rows of one table, a checksum behind each"
+        return
     if header.file_type is FileType.CALLS:
         with LogReader(path, header.file_type) as log:
             for index, record in enumerate(log):

@@ -135,6 +135,34 @@ def test_inspect_reads_every_file(store_path: Path) -> None:
     assert any("manifest" in line["text"] for line in lines)
 
 
+def test_inspect_reads_what_a_writer_with_two_tiers_has(folder: Path) -> None:
+    with mkv.open(folder / "s", memory_limit="1MiB", delta_interval=None) as store:
+        table = store.create_table("t", 256)
+        table.upsert(np.arange(4_000), np.ones((4_000, 256), np.float32))
+        for pattern, text in (("*.rows", "bytes of cold rows"), ("*.unsealed", "only memory has")):
+            paths = list(Path(store.path).rglob(pattern))
+            assert paths
+            ran = call("mkv", "inspect", paths[0])
+            assert (ran.code, ran.err) == (0, "")
+            assert text in ran.out
+
+
+def test_the_same_ids_in_two_snapshots_are_3(store_path: Path) -> None:
+    path = next(store_path.rglob("*.snapshot"))
+    to = store_path.parent / "two"
+    assert "in two of the snapshots" in failed(call("mkv", "restore", path, path, to), 3)
+    assert not to.exists()
+
+
+def test_restore_says_where_the_store_stands_afterwards(folder: Path) -> None:
+    with mkv.open(folder / "s", delta_interval=None) as store:
+        store.create_table("t", 4).upsert([1], np.ones((1, 4), np.float32))
+        path = store.snapshot(folder / "ahead.snapshot").path  # Of what no delta has.
+    [said] = call("mkv", "restore", path, folder / "copy", "--json").lines()
+    [found] = call("mkv", "stat", folder / "copy", "--json").lines()
+    assert (said["sequence"], said["epoch"]) == (found["sequence"], found["epoch"])
+
+
 def test_inspect_of_a_damaged_file_names_the_place(store_path: Path) -> None:
     path = next(store_path.rglob("*.snapshot"))
     flip(path)

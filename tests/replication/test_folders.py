@@ -7,6 +7,7 @@ from replication.faults import Crash, Faults
 
 import monolith_kv as mkv
 from monolith_kv.replication.folders import WorkFolder
+from monolith_kv.restoring import remove_abandoned
 from monolith_kv.storage import files
 
 
@@ -142,6 +143,31 @@ def recover_under_crashes(replica: Path, faults: Faults, seed: int) -> None:
             work.release()
     work = WorkFolder(str(replica))
     work.recover()
+    work.release()
+
+
+def test_what_killed_builders_have_left_goes_and_what_is_being_built_stays(folder: Path) -> None:
+    abandoned, being_built, others = (
+        folder / f".new.{digit * 16}.tmp"
+        if digit != "x"
+        else folder / ".newer.0000000000000000.tmp"
+        for digit in "01x"
+    )
+    for path in (abandoned, being_built, others):
+        put(path, "rows")
+    with files.FolderLock(str(being_built)):
+        remove_abandoned(str(folder / "new"))
+        assert not abandoned.exists()
+        assert being_built.exists()
+    remove_abandoned(str(folder / "new"))
+    assert [path.name for path in folder.iterdir()] == [others.name]
+
+
+def test_a_follower_removes_what_one_that_was_killed_was_building(folder: Path) -> None:
+    work = WorkFolder(str(folder / "replica"))
+    put(Path(work.path) / ".staging.0123456789abcdef.tmp", "rows")
+    work.recover()
+    assert [p.name for p in Path(work.path).iterdir()] == ["LOCK"]
     work.release()
 
 

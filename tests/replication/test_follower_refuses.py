@@ -136,6 +136,28 @@ def test_a_primary_is_never_overwritten(world: World) -> None:
     assert content(world.store) == before
 
 
+@pytest.mark.parametrize("where", ["replica", "above the source"])
+def test_a_folder_with_anything_else_in_it_is_no_replica(world: World, where: str) -> None:
+    grown(world)
+    folder = world.folder / "thesis" if where == "replica" else world.target.parent
+    (folder / "chapters").mkdir(parents=True)
+    (folder / "chapters" / "first").write_text("long work")
+    before = content(folder)
+    for force in (False, True):
+        with (
+            pytest.raises(mkv.FencedError, match="is no replica"),
+            Follower(world.target, folder) as follower,
+        ):
+            follower.run_once(force=force)
+    assert content(folder) == before
+
+
+def test_no_folder_is_not_the_current_one(world: World) -> None:
+    grown(world)
+    with pytest.raises(ValueError, match="replica_path must not be empty"):
+        Follower(world.target, "")
+
+
 # --- damage --------------------------------------------------------------------------------
 
 
