@@ -119,7 +119,7 @@ cdef status_t locked_refuse(Shard* shard, const Absent* absent, size_t number) n
 
 
 cdef status_t shards_refuse(Shard* shards, const Absent* absent) noexcept nogil:
-    """All shards before one of them counts: a call that fails has changed nothing."""
+    """All shards before one of them counts: a call that fails has counted nothing."""
     cdef size_t number
     cdef status_t status = STATUS_OK
     for number in range(SHARDS):

@@ -96,11 +96,9 @@ def build(path: str, write: Callable[[str], None]) -> None:
     -----
     What killed builders of the same name have left is removed first.
     """
-    parent, name = os.path.split(path)
-    files.make_folder(parent)
+    files.make_folder(os.path.dirname(path))
     remove_abandoned(path)
-    folder = os.path.join(parent, f".{name}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}")
-    files.make_folder(folder)
+    folder = temporary_folder(path)
     try:
         with files.FolderLock(folder):
             write(folder)
@@ -110,15 +108,24 @@ def build(path: str, write: Callable[[str], None]) -> None:
         raise
 
 
+def temporary_folder(path: str) -> str:
+    """Make a folder beside `path`, for `remove_abandoned` to find; whoever uses it locks it."""
+    parent, name = os.path.split(path)
+    folder = os.path.join(parent, f".{name}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}")
+    files.make_folder(folder)
+    return folder
+
+
 def remove_abandoned(path: str) -> None:
-    """Remove folders in which `path` was being built by processes that have gone."""
+    """Remove folders beside `path` in which processes that have gone were building it."""
     parent, name = os.path.split(path)
     is_built = re.compile(
         rf"\.{re.escape(name)}\.[0-9a-f]{{16}}{re.escape(files.TEMPORARY_SUFFIX)}"
     )
     for found in os.listdir(parent):
         folder = os.path.join(parent, found)
-        if is_built.fullmatch(found) and os.path.isdir(folder):
+        # Without a lock it is about to be taken, or holds nothing.
+        if is_built.fullmatch(found) and os.path.lexists(os.path.join(folder, files.LOCK_NAME)):
             with contextlib.suppress(Error, OSError), files.FolderLock(folder):
                 shutil.rmtree(folder)
 

@@ -8,7 +8,6 @@ in words. The new store has an identity of its own: replicas of the old one star
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,7 +18,7 @@ from monolith_kv.checkpoint import write_snapshot
 from monolith_kv.errors import CorruptionError, Error
 from monolith_kv.lineage import Lineage
 from monolith_kv.opening import open_overflow, release
-from monolith_kv.restoring import build, refuse_taken
+from monolith_kv.restoring import build, refuse_taken, remove_abandoned, temporary_folder
 from monolith_kv.state import NO_RECORDS, Settings, StoreState
 from monolith_kv.storage import call_log, delta_log, files, manifest, snapshot
 from monolith_kv.storage.cold_rows import as_rows, good_places
@@ -53,6 +52,7 @@ def salvage_files(path: str, to: str, clock: Callable[[], float]) -> list[str]:
     refuse_taken(to)
     problems: list[str] = []
     files.make_folder(os.path.dirname(to))
+    remove_abandoned(to)
     state = _empty(path, to, clock)
     try:
         try:
@@ -82,8 +82,8 @@ def _empty(path: str, to: str, clock: Callable[[], float]) -> StoreState:
     """Return a state without tables, whose rows past MEMORY_BYTES go to disk beside `to`."""
     settings = Settings(durability="none", snapshots_kept=1, memory_limit=MEMORY_BYTES)
     state = StoreState(path, "r", settings, clock, clock)
-    parent, name = os.path.split(to)
-    folder = tempfile.mkdtemp(files.TEMPORARY_SUFFIX, f".{name}.", parent)
+    folder = temporary_folder(to)
+    state.lock = files.FolderLock(folder)
     open_overflow(state, os.path.join(folder, OVERFLOW_FOLDER))
     return state
 

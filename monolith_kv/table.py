@@ -59,7 +59,7 @@ class Table:
         self._entry = entry
 
     # By its ids 0, 1, 2 it would be a sequence to Python: there is `scan`.
-    __iter__ = None
+    __iter__ = __reversed__ = None
 
     @property
     def name(self) -> str:

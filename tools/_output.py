@@ -160,7 +160,7 @@ def stoppable() -> Iterator[tuple[threading.Event, Callable[[], None]]]:
 @contextlib.contextmanager
 def progress(what: str, check: Callable[[], None] = lambda: None) -> Iterator[Progress]:
     """Yield a callable (done, total) that draws a bar where there is a terminal and rich."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, total: check()
         return
     try:

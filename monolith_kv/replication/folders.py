@@ -13,8 +13,6 @@ from monolith_kv.errors import FencedError
 from monolith_kv.restoring import remove_abandoned
 from monolith_kv.storage import files, format
 
-# What a store makes in its folder; anything else there is somebody's.
-_OWN = frozenset({files.LOCK_NAME, format.MANIFEST_NAME, format.TRAFFIC_NAME, "lost+found"})
 _OWN_FOLDERS = frozenset(
     {
         format.DELTA_FOLDER,
@@ -25,7 +23,6 @@ _OWN_FOLDERS = frozenset(
         format.OVERFLOW_FOLDER,
     }
 )
-
 STAGING, READY, OLD = "staging", "ready", "old"
 
 
@@ -117,12 +114,17 @@ class WorkFolder:
 
 
 def refuse_strange(path: str) -> None:
-    """Raise FencedError if a folder holds what no replica does: a resync would remove it."""
-    strange = [name for name in files.list_names(path) if name not in _OWN | _OWN_FOLDERS]
-    if strange:
-        raise FencedError(
-            f"{path} holds {strange[0]} and is no replica; give an empty or a new folder"
-        )
+    """Raise FencedError if a folder without a manifest holds anything: a resync would remove it."""
+    if not os.path.lexists(path) or os.path.lexists(os.path.join(path, format.MANIFEST_NAME)):
+        return  # Whose it is opening it tells.
+    for name in sorted(os.listdir(path)):
+        is_litter = name.startswith(".") and name.endswith(files.TEMPORARY_SUFFIX)
+        if name in format.HARMLESS_NAMES or is_litter:
+            continue
+        if name not in _OWN_FOLDERS or os.listdir(os.path.join(path, name)):
+            raise FencedError(
+                f"{path} holds {name} and is no replica; give an empty or a new folder"
+            )
 
 
 def _remove(path: str) -> None:

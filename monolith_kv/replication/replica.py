@@ -140,8 +140,7 @@ class Follower:
         self._retired: list[mkv.Store] = []
         self._is_checked = False  # Whether the rows were compared with their digest at this place.
         self._last_source_sequence = 0
-        if not _is_replica(self.path):  # Before a work folder is made beside it.
-            refuse_strange(self.path)
+        refuse_strange(self.path)  # Before a work folder is made beside it.
         self._work = WorkFolder(self.path)
         try:
             self._work.recover()
@@ -195,7 +194,8 @@ class Follower:
                 return self._follow(source, force)
             except FileNotFoundError as error:
                 if attempt == ATTEMPTS or read_catalogue(self.source) == source:
-                    raise _lost(error, source) from error
+                    self._tell_lost(error, source)
+                    raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def poll(self) -> Followed:
@@ -334,6 +334,15 @@ class Follower:
         self._store, self._damage = opened, None
         self._work.clear()
 
+    def _tell_lost(self, error: FileNotFoundError, source: Catalogue) -> None:
+        """Raise GapError if the file that is not there is one that the source has published."""
+        path = os.path.realpath(str(error.filename))
+        own, its = (os.path.join(os.path.realpath(p), "") for p in (self.path, source.folder))
+        if path.startswith(its) and not path.startswith(own):
+            raise GapError(
+                f"{error.filename} is published but not there; push again", source.sequence
+            ) from error
+
     def _mine(self, source: Catalogue) -> Catalogue:
         try:
             found = read_store(self.path)
@@ -354,14 +363,6 @@ class Follower:
             let_go(self._retired.pop())
 
 
-def _is_replica(path: str) -> bool:
-    """Whether there is a store or a replica that can be read; what else it is opening tells."""
-    try:
-        return read_store(path) is not None
-    except (Error, OSError):
-        return False
-
-
 def refuse_primary(path: str) -> None:
     """Raise FencedError if the folder is a store of its own, which following would overwrite."""
     try:
@@ -372,14 +373,6 @@ def refuse_primary(path: str) -> None:
         raise FencedError(
             f"{path} is a store of its own, not a replica; move it away or give another folder"
         )
-
-
-def _lost(error: FileNotFoundError, source: Catalogue) -> Exception:
-    """Return what it means that a file is not there: at the source it was published."""
-    path = str(error.filename)
-    if not path.startswith(os.path.join(source.folder, "")):
-        return error
-    return GapError(f"{path} is published but not there; push again", source.sequence)
 
 
 def let_go(store: mkv.Store) -> None:

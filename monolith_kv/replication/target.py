@@ -20,6 +20,7 @@ from monolith_kv.storage import files, manifest
 from monolith_kv.storage.format import (
     DELTA_FOLDER,
     DELTA_PATTERN,
+    HARMLESS_NAMES,
     NO_UUID,
     SNAPSHOT_FOLDER,
     FileIdentity,
@@ -31,7 +32,6 @@ from monolith_kv.storage.record_file import RecordReader, RecordWriter
 PUBLISHED_NAME = "PUBLISHED"
 DIGEST_BYTES = 16
 READ_BYTES = 4 << 20
-HARMLESS_NAMES = frozenset({files.LOCK_NAME, "lost+found"})
 SNAPSHOT_FILE = re.compile(r"[0-9]{20}-[0-9]{6,}(-[0-9]{6,})?(\.[0-9a-f]{8})?\.snapshot")
 MEND = "remove it there and push again"
 

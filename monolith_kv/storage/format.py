@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from monolith_kv._checksum import crc32c
 from monolith_kv.errors import CorruptionError, FormatVersionError
+from monolith_kv.storage.files import LOCK_NAME
 
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
@@ -293,6 +294,7 @@ SIGHTINGS_FOLDER = "sightings"
 DENSE_FOLDER = "dense"
 OVERFLOW_FOLDER = "overflow"
 TRAFFIC_NAME = "traffic.json"
+HARMLESS_NAMES = frozenset({LOCK_NAME, "lost+found"})  # In a folder that holds nothing yet.
 
 DELTA_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})\.delta")
 SNAPSHOT_PATTERN = re.compile(r"([0-9]{20})-([0-9]{6,})(?:-([0-9]{6,}))?\.snapshot")

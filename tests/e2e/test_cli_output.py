@@ -77,6 +77,15 @@ def test_closed_streams_are_no_errors(stores: tuple[Path, Path]) -> None:
             assert done.returncode == code, done
             assert "Traceback" not in done.stderr
             assert "mkv:" not in done.stdout
+    # What draws its progress there does without.
+    target = stores[0].parent / "target"
+    arguments = command("mkv-replicate", "push", stores[0], target, "--once")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *arguments],
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    assert target.exists()
 
 
 def test_names_that_the_encoding_has_not_are_printed_all_the_same(folder: Path) -> None:

@@ -155,17 +155,22 @@ def test_what_killed_builders_have_left_goes_and_what_is_being_built_stays(folde
     )
     for path in (abandoned, being_built, others):
         put(path, "rows")
+        (path / "LOCK").touch()
+    just_made = folder / ".new.2222222222222222.tmp"
+    just_made.mkdir()
     with files.FolderLock(str(being_built)):
         remove_abandoned(str(folder / "new"))
         assert not abandoned.exists()
         assert being_built.exists()
     remove_abandoned(str(folder / "new"))
-    assert [path.name for path in folder.iterdir()] == [others.name]
+    assert {path.name for path in folder.iterdir()} == {others.name, just_made.name}
 
 
 def test_a_follower_removes_what_one_that_was_killed_was_building(folder: Path) -> None:
     work = WorkFolder(str(folder / "replica"))
-    put(Path(work.path) / ".staging.0123456789abcdef.tmp", "rows")
+    left = Path(work.path) / ".staging.0123456789abcdef.tmp"
+    put(left, "rows")
+    (left / "LOCK").touch()
     work.recover()
     assert [p.name for p in Path(work.path).iterdir()] == ["LOCK"]
     work.release()

@@ -8,7 +8,7 @@ import pytest
 from replication.world import World, delta_files, grown, snapshot_files, write, write_deltas
 
 import monolith_kv as mkv
-from monolith_kv.replication import Follower, Stopped
+from monolith_kv.replication import Follower, Stopped, positions
 
 # --- getting in step -----------------------------------------------------------------------
 
@@ -320,3 +320,19 @@ def test_catalogue_files_that_are_pruned_under_a_step_are_looked_for_again(world
             done = follower.run_once()
             assert (done.sequence, done.in_step) == (5, True)
         assert world.digest() == store.digest()
+
+
+def test_a_replica_that_was_built_anew_is_as_old_as_its_rows(world: World) -> None:
+    with world.open() as store:
+        write_deltas(store, 1)
+        made_at = store.snapshot().created_at
+    world.push()
+    world.clock.advance(7200)
+    assert world.follow().resynced
+    [replica, target] = positions([world.replica, world.target])
+    assert replica.sealed_at == target.sealed_at == made_at
+    with world.open() as store:
+        write_deltas(store, 1)
+    [replica, _] = positions([world.replica, world.store])
+    assert replica.lag == 1
+    assert replica.lag_s == pytest.approx(7200, abs=60)

@@ -136,20 +136,40 @@ def test_a_primary_is_never_overwritten(world: World) -> None:
     assert content(world.store) == before
 
 
-@pytest.mark.parametrize("where", ["replica", "above the source"])
-def test_a_folder_with_anything_else_in_it_is_no_replica(world: World, where: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", "thesis.tmp", "chapters/first", "snapshots/monday.snapshot", "dense/w"]
+)
+def test_a_folder_with_anything_else_in_it_is_no_replica(world: World, name: str) -> None:
     grown(world)
-    folder = world.folder / "thesis" if where == "replica" else world.target.parent
-    (folder / "chapters").mkdir(parents=True)
-    (folder / "chapters" / "first").write_text("long work")
-    before = content(folder)
+    kept = world.folder / "work" / name
+    kept.parent.mkdir(parents=True)
+    kept.write_text("long work")
+    before = content(world.folder / "work")
     for force in (False, True):
         with (
             pytest.raises(mkv.FencedError, match="is no replica"),
-            Follower(world.target, folder) as follower,
+            Follower(world.target, world.folder / "work") as follower,
         ):
             follower.run_once(force=force)
-    assert content(folder) == before
+    assert content(world.folder / "work") == before
+    assert not (world.folder / ".work.follow").exists()
+
+
+def test_the_folder_above_the_source_is_no_replica(world: World) -> None:
+    grown(world)
+    before = content(world.target)
+    with pytest.raises(mkv.FencedError, match="is no replica"):
+        Follower(world.target, world.target.parent)
+    assert content(world.target) == before
+
+
+def test_an_empty_store_of_folders_may_become_a_replica(world: World) -> None:
+    grown(world)
+    fresh = world.folder / "fresh"
+    (fresh / "snapshots").mkdir(parents=True)
+    (fresh / ".MANIFEST.0123456789abcdef.tmp").write_text("cut off")
+    with Follower(world.target, fresh) as follower:
+        assert follower.run_once().in_step
 
 
 def test_no_folder_is_not_the_current_one(world: World) -> None:
