@@ -141,28 +141,23 @@ def test_a_header_that_comes_in_pieces_is_read_whole(
 # --- a log that is given up --------------------------------------------------------------------
 
 
-def advance(store: mkv.Store, seconds: float) -> None:
-    clock: Any = store._state.clock  # The test's own.
-    clock.advance(seconds)
-
-
-def expire(store: mkv.Store, path: Path) -> None:
-    advance(store, 1_000)
+def expire(store: mkv.Store, path: Path, clock: Any) -> None:
+    clock.advance(1_000)
     store.compact()
 
 
-def snapshot(store: mkv.Store, path: Path) -> None:
+def snapshot(store: mkv.Store, path: Path, clock: Any) -> None:
     store.snapshot(path / "elsewhere.snapshot")
 
 
 @pytest.mark.parametrize("call", [expire, snapshot])
 def test_a_call_log_given_up_by_any_call_is_rescued_by_the_next(
-    folder: Path, options: dict[str, Any], call: Callable[[mkv.Store, Path], None]
+    folder: Path, options: dict[str, Any], call: Callable[[mkv.Store, Path, Any], None]
 ) -> None:
     with mkv.open(folder / "s", durability="sync", **options) as store:
         fill(store)
         with failing(files, "sync_file"), pytest.raises(mkv.Error, match="given up"):
-            call(store, folder)
+            call(store, folder, options["clock"])
         fill(store, 3.0)
         assert store.epoch == 2
     with mkv.open(folder / "s", **options) as store:
@@ -207,10 +202,10 @@ def test_rows_stay_when_the_tier_cannot_shrink(
     with mkv.open(folder / "s", memory_limit="64KiB", **options) as store:
         table, expected = filled(store)
         kept = MANY[2_700:]
-        advance(store, 90)
+        options["clock"].advance(90)
         table.push(kept, np.zeros((len(kept), 64), np.float32))
         expected = table.lookup(kept)
-        advance(store, 20)
+        options["clock"].advance(20)
         tier = store._state.overflow
         with failing(tier, "_append", error=error):
             with contextlib.suppress(mkv.StoreFullError, OSError):
