@@ -18,7 +18,7 @@ from monolith_kv.checkpoint import write_snapshot
 from monolith_kv.errors import CorruptionError, Error
 from monolith_kv.lineage import Lineage
 from monolith_kv.opening import open_overflow, release
-from monolith_kv.restoring import build, refuse_taken, remove_abandoned, temporary_folder
+from monolith_kv.restoring import build, refuse_taken, temporary_folder
 from monolith_kv.state import NO_RECORDS, Settings, StoreState
 from monolith_kv.storage import call_log, delta_log, files, manifest, snapshot
 from monolith_kv.storage.cold_rows import as_rows, good_places
@@ -52,7 +52,6 @@ def salvage_files(path: str, to: str, clock: Callable[[], float]) -> list[str]:
     refuse_taken(to)
     problems: list[str] = []
     files.make_folder(os.path.dirname(to))
-    remove_abandoned(to)
     state = _empty(path, to, clock)
     try:
         try:

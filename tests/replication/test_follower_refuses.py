@@ -172,6 +172,15 @@ def test_an_empty_store_of_folders_may_become_a_replica(world: World) -> None:
         assert follower.run_once().in_step
 
 
+def test_a_published_delta_that_is_not_there_is_a_gap_for_a_new_replica_too(world: World) -> None:
+    with world.open() as store:
+        write_deltas(store, 2)
+    world.push()
+    delta_files(world.target)[-1].unlink()
+    with pytest.raises(mkv.GapError, match="is published but not there"):
+        world.follow()
+
+
 def test_no_folder_is_not_the_current_one(world: World) -> None:
     grown(world)
     with pytest.raises(ValueError, match="replica_path must not be empty"):

@@ -151,6 +151,13 @@ def test_what_a_store_shows_of_itself_cannot_be_set(store: mkv.Store) -> None:
     assert store.cursor == {"parts": [1, 2]}
 
 
+def test_a_list_of_ids_on_both_sides_of_the_sign_is_taken_as_it_is(store: mkv.Store) -> None:
+    table = store.table("t")
+    table.upsert([2**63, 5, -1], np.arange(12, dtype=np.float32).reshape(3, 4))
+    assert table.lookup([2**63, 5, 2**64 - 1])[:, 0].tolist() == [0.0, 4.0, 8.0]
+    assert 2**63 in table
+
+
 def test_a_table_is_no_sequence_of_its_first_ids(store: mkv.Store) -> None:
     table = store.table("t")
     table.upsert(np.array([0, 1], np.uint64), np.ones((2, 4), np.float32))
