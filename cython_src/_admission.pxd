@@ -10,8 +10,8 @@ from monolith_kv._buffer cimport Buffer
 from monolith_kv._shard cimport Shard
 from monolith_kv._types cimport fid_t, status_t, unix_s_t
 
-# Fids that were inserted are appended to `inserted`. STATUS_FULL: not may_insert, and one would pass;
-# nothing was counted then.
+# Fids that were inserted are appended to `inserted`. STATUS_FULL: not may_insert, and one would
+# pass; nothing was counted then.
 cdef status_t shards_pull(
     Shard* shards, const fid_t* fids, size_t count, float* out, unix_s_t now, bint may_insert,
     Buffer* inserted

@@ -174,6 +174,8 @@ def test_an_empty_store_of_folders_may_become_a_replica(world: World) -> None:
 
 def test_a_published_delta_that_is_not_there_is_a_gap_for_a_new_replica_too(world: World) -> None:
     with world.open() as store:
+        store.create_table("item", dim=4)
+        store.snapshot()  # What it is built from, before deltas are applied.
         write_deltas(store, 2)
     world.push()
     delta_files(world.target)[-1].unlink()
