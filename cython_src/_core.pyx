@@ -12,7 +12,7 @@ from libc.string cimport memset
 from monolith_kv._arena cimport arena_size_bytes
 from monolith_kv._backing cimport backer_ready_bytes
 from monolith_kv._batch cimport Batch, batch_create
-from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
+from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve
 from monolith_kv._codec cimport record_size_bytes
 from monolith_kv._digest cimport RowDigest, digest_add
 from monolith_kv._hashing cimport SHARDS, SHARD_BITS, hash_mix
@@ -115,6 +115,14 @@ def give_back_freed():
 
 def in_hand_bytes():
     return MKV_LOAD64(&in_hand)
+
+
+def in_hand_block(size_t size_bytes):
+    cdef Buffer block
+    buffer_init(&block)
+    raise_status(buffer_reserve(&block, size_bytes))
+    block.count = size_bytes
+    return take_bytes(&block)
 
 
 cdef int raise_freeing(

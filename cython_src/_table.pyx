@@ -59,9 +59,10 @@ from monolith_kv._write cimport (
     shards_upsert,
 )
 
-from monolith_kv._core import Barrier, give_back_freed, in_hand_bytes
+from monolith_kv._core import Barrier, give_back_freed, in_hand_block, in_hand_bytes
 
-__all__ = ["Barrier", "PreparedPush", "TableCore", "give_back_freed", "in_hand_bytes"]
+__all__ = [
+    "Barrier", "PreparedPush", "TableCore", "give_back_freed", "in_hand_block", "in_hand_bytes"]
 
 
 cdef object cold_positions(Buffer* cold):

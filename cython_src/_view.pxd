@@ -12,16 +12,18 @@ from monolith_kv._shard cimport Shard
 from monolith_kv._types cimport status_t
 
 cdef void shard_seal_flip(Shard* shard) noexcept nogil
-# Of the fids of the view: append the records of rows that are still as they were, the fids of
-# those that were not there (or are saved), and the fids of cold ones.
+# Of the fids of the view: append the records of rows that are still as they were (their room is
+# reserved), the fids of those that were not there (or are saved), and the fids of cold ones.
 cdef status_t shard_seal_read(
     Shard* shard, const Batch* batch, size_t number, Buffer* records, Buffer* absent, Buffer* cold
 ) noexcept nogil
 # is_wanted, by position: is the record, read from overflow, still this view's to use?
 cdef void shard_seal_claim(
     Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted) noexcept nogil
-# Append the records that were saved so far, by a seal or a snapshot; they are saved no longer.
-cdef status_t shard_saved(Shard* shard, bint is_seal, Buffer* saved) noexcept nogil
+# Bytes of the records that were saved so far, by a seal or a snapshot.
+cdef size_t shard_saved_bytes(Shard* shard, bint is_seal) noexcept nogil
+# Move as many of them to `out` as there is room for; how many bytes. They are saved no longer.
+cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) noexcept nogil
 # Take the records that were saved; all of them, once every fid of the view was read.
 cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil
 # End the view.

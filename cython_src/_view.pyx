@@ -23,7 +23,7 @@ from monolith_kv._cuckoo cimport (
     segment_end,
 )
 from monolith_kv._hashing cimport hash_fid
-from monolith_kv._lock cimport lock_alone, lock_leave, lock_shared
+from monolith_kv._lock cimport lock_alone, lock_leave, lock_pass, lock_shared
 from monolith_kv._row cimport ROW_SNAPSHOT, row_is_cold
 from monolith_kv._shard cimport (
     MKV_PREFETCH,
@@ -75,8 +75,7 @@ cdef status_t shard_seal_read(
     cdef row_t* cell
     cdef Group group
     cdef status_t status
-    status = buffer_reserve(records, (end - start) * record_bytes)
-    status |= buffer_reserve(absent, (end - start) * sizeof(fid_t))
+    status = buffer_reserve(absent, (end - start) * sizeof(fid_t))
     status |= buffer_reserve(cold, (end - start) * sizeof(fid_t))
     if status != STATUS_OK:
         return STATUS_OUT_OF_MEMORY
@@ -96,6 +95,7 @@ cdef status_t shard_seal_read(
                 locked_pack(
                     shard, group.fids[i], cell[0], buffer_extend(records, record_bytes))
         start += group.count
+        lock_pass(&shard.lock)    # Each row is taken, or found saved, by itself.
     lock_leave(&shard.lock)
     return STATUS_OK
 
@@ -118,17 +118,38 @@ cdef void shard_seal_claim(
     lock_leave(&shard.lock)
 
 
-cdef status_t shard_saved(Shard* shard, bint is_seal, Buffer* saved) noexcept nogil:
-    """Its memory stays with the shard: calls under way have their room in it reserved."""
-    cdef Buffer* source = &shard.seal_saved if is_seal else &shard.snapshot_saved
-    cdef status_t status
-    lock_alone(&shard.lock)
-    status = buffer_reserve(saved, source.count)
-    if status == STATUS_OK and source.count:
-        memcpy(buffer_extend(saved, source.count), source.data, source.count)
-        source.count = 0
+cdef size_t shard_saved_bytes(Shard* shard, bint is_seal) noexcept nogil:
+    lock_shared(&shard.lock)
+    cdef size_t count = shard.seal_saved.count if is_seal else shard.snapshot_saved.count
     lock_leave(&shard.lock)
-    return status
+    return count
+
+
+cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) noexcept nogil:
+    """The last ones first, a slice at a time: callers wait for the lock.
+
+    The list's memory stays with the shard: calls under way have their room in it reserved.
+    """
+    cdef Buffer* saved = &shard.seal_saved if is_seal else &shard.snapshot_saved
+    cdef size_t record_bytes = shard.policy.record_bytes
+    cdef size_t most = SLICE_BYTES // record_bytes * record_bytes
+    cdef size_t taken = 0
+    cdef size_t size_bytes = 1
+    if most == 0:
+        most = record_bytes
+    while size_bytes:
+        size_bytes = (room - taken) // record_bytes * record_bytes
+        if size_bytes > most:
+            size_bytes = most
+        lock_alone(&shard.lock)
+        if size_bytes > saved.count:
+            size_bytes = saved.count
+        saved.count -= size_bytes
+        if size_bytes:
+            memcpy(out + taken, saved.data + saved.count, size_bytes)
+        lock_leave(&shard.lock)
+        taken += size_bytes
+    return taken
 
 
 cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil:

@@ -5,7 +5,7 @@ import numpy as np
 from libc.stdint cimport uint8_t, uint64_t
 
 from monolith_kv._batch cimport Batch, batch_destroy
-from monolith_kv._buffer cimport Buffer, buffer_init, buffer_reserve
+from monolith_kv._buffer cimport Buffer, buffer_init
 from monolith_kv._codec cimport store_le64
 from monolith_kv._core cimport (
     batch_of,
@@ -22,6 +22,7 @@ from monolith_kv._sketch cimport sketch_frozen_bytes
 from monolith_kv._types cimport STATUS_OK, fid_t, status_t
 from monolith_kv._view cimport (
     shard_saved,
+    shard_saved_bytes,
     shard_seal_abort,
     shard_seal_claim,
     shard_seal_end,
@@ -48,6 +49,14 @@ cdef object fids_in(const Buffer* fids):
     return np.array(<uint64_t[:count]><uint64_t*>fids.data)
 
 
+cdef void lend(Buffer* records, uint8_t[::1] out) noexcept:
+    """An array's memory as a buffer that must not grow: nothing is mapped anew under a lock."""
+    buffer_init(records)
+    if out.shape[0]:
+        records.data = &out[0]
+        records.capacity = out.shape[0]
+
+
 cdef class Views(Records):
     """A table's rows as they were at one instant."""
 
@@ -66,24 +75,24 @@ cdef class Views(Records):
             parts.append(fids_in(fids))
         return distinct(np.concatenate(parts))
 
-    def seal_read(self, const uint64_t[::1] ids):
+    def seal_read(self, const uint64_t[::1] ids, uint8_t[::1] out):
         cdef Batch batch
         cdef Buffer records, absent, cold
         cdef size_t shard
         cdef status_t status = STATUS_OK
-        buffer_init(&records)
+        lend(&records, out)
+        if records.capacity < ids.shape[0] * self.policy.record_bytes:
+            raise ValueError(f"{out.shape[0]} bytes are no room for {ids.shape[0]} records")
         buffer_init(&absent)
         buffer_init(&cold)
         batch_of(&batch, ids)
         with nogil:
-            # For all at once: to make room shard by shard would move what is there.
-            status = buffer_reserve(&records, batch.count * self.policy.record_bytes)
-            for shard in range(SHARDS if status == STATUS_OK else 0):
+            for shard in range(SHARDS):
                 status |= shard_seal_read(
                     &self.shards[shard], &batch, shard, &records, &absent, &cold)
             batch_destroy(&batch)
-        raise_freeing(status, &records, &absent, &cold)
-        return take_bytes(&records), take_fids(&absent), take_fids(&cold)
+        raise_freeing(status, &absent, &cold, NULL)
+        return np.asarray(out)[:records.count], take_fids(&absent), take_fids(&cold)
 
     def seal_claim(self, const uint8_t[::1] records):
         return self.claim(records, True)
@@ -110,16 +119,24 @@ cdef class Views(Records):
         rows = np.asarray(records).reshape(len(fids), self.policy.record_bytes)
         return np.ascontiguousarray(rows[wanted.view(np.bool_)]).reshape(-1)
 
-    def saved(self, bint is_seal):
+    def saved(self, bint is_seal, uint8_t[::1] out):
         cdef Buffer records
         cdef size_t shard
-        cdef status_t status = STATUS_OK
-        buffer_init(&records)
+        lend(&records, out)
         with nogil:
             for shard in range(SHARDS):
-                status |= shard_saved(&self.shards[shard], is_seal, &records)
-        raise_freeing(status, &records, NULL, NULL)
-        return take_bytes(&records)
+                records.count += shard_saved(
+                    &self.shards[shard], is_seal, records.data + records.count,
+                    records.capacity - records.count)
+        return np.asarray(out)[:records.count]
+
+    def saved_bytes(self, bint is_seal):
+        cdef size_t shard
+        cdef size_t total = 0
+        with nogil:
+            for shard in range(SHARDS):
+                total += shard_saved_bytes(&self.shards[shard], is_seal)
+        return total
 
     def seal_saved(self):
         cdef Buffer saved

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monolith_kv._table import in_hand_block
 from monolith_kv.budget import block_bytes, give_back, read_cold
 from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, retire, snapshot_of
@@ -237,7 +238,7 @@ def _write(
             records, cursor = _read(state, entry, cursor, rows)
             rows.write(records)
             # Time and again, or memory would hold all that change meanwhile.
-            rows.write(core.saved(False))
+            rows.write(core.saved(False, in_hand_block(core.saved_bytes(False))))
             rows.write_cold()
             if progress is not None:
                 progress(writer.rows_written, view.rows)

@@ -5,12 +5,14 @@ once the manifest names it; if anything fails before, nothing is lost: rows coun
 sightings as pending, the calls stay in their logs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monolith_kv._table import in_hand_block
 from monolith_kv.budget import block_bytes, give_back, read_cold
 from monolith_kv.calls import flush_ahead
 from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
@@ -169,32 +171,45 @@ def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> N
     fids = core.seal_fids()
     most = BLOCK_BYTES if state.overflow is None else LIMITED_BLOCK_BYTES
     step = max(1, block_bytes(state, most) // core.record_bytes)
+    # One for all: to clear memory anew takes longer than to read rows into it.
+    block = in_hand_block(min(step, len(fids)) * core.record_bytes)
     for start in range(0, len(fids), step):
-        for records in _read(state, entry, fids[start : start + step], absent):
+        for records in _read(state, entry, fids[start : start + step], block, absent):
             _write(writer, entry, records)
         # Rows that changed or went after the instant, as they were before that: written as they
         # come, so that memory holds few of them however long the seal takes.
-        kept.append(_write(writer, entry, core.saved(True)))
+        kept += _write_saved(writer, entry, block)
     # Nothing is added to them any more: every row of the view was read.
     kept += [_write(writer, entry, records) for records in core.seal_saved()]
     if absent:
         writer.removed(entry.id, without(np.concatenate(absent), np.concatenate(kept)))
 
 
+def _write_saved(
+    writer: DeltaWriter, entry: TableEntry, block: NDArray[np.uint8]
+) -> Iterator[NDArray[np.uint64]]:
+    """Write, by way of `block`, what was saved until now; yield the ids."""
+    while len(records := entry.core.saved(True, block)):
+        yield _write(writer, entry, records)
+        if len(records) < len(block):
+            return
+
+
 def _read(
     state: StoreState,
     entry: TableEntry,
     fids: NDArray[np.uint64],
+    block: NDArray[np.uint8],
     absent: list[NDArray[np.uint64]],
 ) -> list[NDArray[np.uint8]]:
-    """Read rows of the view, from both tiers."""
+    """Read rows of the view, from both tiers; into `block` those in memory."""
     core = entry.core
     if state.overflow is None:
-        records, gone, _ = core.seal_read(fids)
+        records, gone, _ = core.seal_read(fids, block)
         absent.append(gone)
         return [records]
     with state.mutex:  # No row moves between the tiers meanwhile.
-        records, gone, cold = core.seal_read(fids)
+        records, gone, cold = core.seal_read(fids, block)
         absent.append(gone)
         if not len(cold):
             return [records]

@@ -58,6 +58,9 @@ class CoreMachine(RuleBasedStateMachine):
 
     # --- helpers ---
 
+    def block(self, rows: int) -> np.ndarray:
+        return np.empty(rows * self.core.record_bytes, np.uint8)
+
     def split(self, records: np.ndarray) -> dict[int, tuple[int, bytes]]:
         block = np.asarray(records).reshape(-1, self.core.record_bytes)
         found = {}
@@ -203,7 +206,7 @@ class CoreMachine(RuleBasedStateMachine):
     def seal_read(self, share: int) -> None:
         assert self.seal is not None
         rows, touched, left = self.seal
-        records, absent, cold = self.core.seal_read(left[:share])
+        records, absent, cold = self.core.seal_read(left[:share], self.block(share))
         self.sealed.update(self.split(records))
         self.absent |= {int(fid) for fid in absent}
         if len(cold):
@@ -212,16 +215,16 @@ class CoreMachine(RuleBasedStateMachine):
         self.seal = (rows, touched, left[share:])
 
     @precondition(lambda self: self.seal is not None)
-    @rule()
-    def take_saved_by_seal(self) -> None:
-        saved = self.split(self.core.saved(True))
+    @rule(room=st.integers(1, 12))
+    def take_saved_by_seal(self, room: int) -> None:
+        saved = self.split(self.core.saved(True, self.block(room)))
         assert not set(saved) & set(self.sealed)
         self.sealed.update(saved)
 
     @precondition(lambda self: self.snapshot is not None)
-    @rule()
-    def take_saved_by_snapshot(self) -> None:
-        saved = self.split(self.core.saved(False))
+    @rule(room=st.integers(1, 12))
+    def take_saved_by_snapshot(self, room: int) -> None:
+        saved = self.split(self.core.saved(False, self.block(room)))
         assert not set(saved) & set(self.shot)
         self.shot.update(saved)
 

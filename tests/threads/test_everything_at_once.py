@@ -92,10 +92,10 @@ class Everything:
         with self.barrier:
             self.core.sightings(True)
             self.core.seal_flip()
-        fids = self.core.seal_fids()
+        fids, block = self.core.seal_fids(), np.empty(50 * RECORD, np.uint8)
         for start in range(0, len(fids), 50):
-            self.core.seal_read(fids[start : start + 50])
-            self.core.saved(True)
+            self.core.seal_read(fids[start : start + 50], block)
+            self.core.saved(True, block)
         if number % 3 == 2:
             self.core.seal_abort()
             return
@@ -115,7 +115,7 @@ class Everything:
         cursor = 0
         while cursor >= 0:
             _, _, cursor = self.core.snapshot_read(cursor)
-            self.core.saved(False)
+            self.core.saved(False, np.empty(self.core.saved_bytes(False), np.uint8))
         self.core.snapshot_end()
         self.core.snapshot_digest()
 

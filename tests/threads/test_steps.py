@@ -62,7 +62,7 @@ def test_writers_that_let_readers_in_find_the_room_they_need(kind: str) -> None:
             for ids in shares:
                 core.upsert(ids, values, 1.0)
             core.seal_flip()
-            core.seal_read(core.seal_fids())
+            core.seal_read(core.seal_fids(), np.empty(3 * count * core.record_bytes, np.uint8))
             core.seal_end()
         write = core.upsert if kind == "upsert" else core.push
         is_over = threading.Event()
