@@ -32,6 +32,7 @@ cdef struct Segment:
     uint32_t buckets_count
     uint32_t used           # cells that hold a fid
     uint32_t depth          # leading hash bits, behind the shard's, that its fids share
+    uint32_t moves          # goes up when fids that stay get other cells
 
 cdef struct Cuckoo:
     Pages* pages

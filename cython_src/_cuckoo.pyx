@@ -168,6 +168,7 @@ cdef bint segment_place(
         room = bucket_room(&segment.buckets[second])
     if room < 0:
         room = path_clear(segment, first, second, &target)
+        segment.moves += 1
     if room < 0:
         return False
     bucket_put(&segment.buckets[target], room, fid, row)
@@ -338,6 +339,7 @@ cdef status_t segment_fill(
         target.buckets_count = buckets_count
         target.multiplier = cuckoo_random(index) | 1
         target.used = 0
+        target.moves = 0
         placed = True
         for i in range(source.buckets_count):
             bucket = &source.buckets[i]
@@ -365,6 +367,7 @@ cdef status_t segment_rebuild(
     segment.buckets = rebuilt.buckets
     segment.buckets_count = rebuilt.buckets_count
     segment.multiplier = rebuilt.multiplier
+    segment.moves += 1
     return STATUS_OK
 
 
@@ -389,6 +392,7 @@ cdef status_t segment_split(Cuckoo* index, Segment* segment, uint64_t hashed) no
         lower.buckets_count + upper.buckets_count - segment.buckets_count)
     buckets_free(index, segment)
     lower.depth = upper.depth = segment.depth + 1
+    lower.moves = segment.moves + 1
     segment[0] = lower
     # The upper half of the entries that were this segment's now lead to the new one.
     cdef uint32_t entries = <uint32_t>1 << (index.depth - lower.depth)

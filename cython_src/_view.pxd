@@ -20,9 +20,8 @@ cdef status_t shard_seal_read(
 # is_wanted, by position: is the record, read from overflow, still this view's to use?
 cdef void shard_seal_claim(
     Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted) noexcept nogil
-# Bytes of the records that were saved so far, by a seal or a snapshot.
-cdef size_t shard_saved_bytes(Shard* shard, bint is_seal) noexcept nogil
-# Move as many of them to `out` as there is room for; how many bytes. They are saved no longer.
+# Move records that were saved so far, by a seal or a snapshot, to `out`, as many as there is room
+# for; how many bytes. They are saved no longer.
 cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) noexcept nogil
 # Take the records that were saved; all of them, once every fid of the view was read.
 cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil
@@ -39,9 +38,11 @@ cdef status_t shard_snapshot_flip(Shard* shard) noexcept nogil
 cdef status_t shard_snapshot_touched(Shard* shard, Buffer* fids) noexcept nogil
 # Fill `out` with the packed bytes of the sketch, once: their number was asked for after the flip.
 cdef void shard_snapshot_gate(Shard* shard, uint8_t* out) noexcept nogil
-# Append the records and the cold fids of the segment at hash `position`.
+# Append the records (as many as there is room for) and the cold fids of the segment at hash
+# `position`. Unless that was the whole of it, the same again goes on with the rest.
 cdef status_t shard_snapshot_read(
-    Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position
+    Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position,
+    bint* is_whole
 ) noexcept nogil
 cdef void shard_snapshot_claim(
     Shard* shard, const Batch* batch, size_t number, uint8_t* is_wanted) noexcept nogil

@@ -49,6 +49,7 @@ from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, s
 
 cdef enum:
     SLICE_BYTES = 65536    # copied under one lock: some 10 us
+    SNAPSHOT_ROWS = 64     # packed before readers that wait are let in: as long
 
 
 # --- a seal ----------------------------------------------------------------------------------
@@ -116,13 +117,6 @@ cdef void shard_seal_claim(
         if is_wanted[position]:
             shard_header(shard, cell[0])[0] &= ~seal_flag(shard)
     lock_leave(&shard.lock)
-
-
-cdef size_t shard_saved_bytes(Shard* shard, bint is_seal) noexcept nogil:
-    lock_shared(&shard.lock)
-    cdef size_t count = shard.seal_saved.count if is_seal else shard.snapshot_saved.count
-    lock_leave(&shard.lock)
-    return count
 
 
 cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) noexcept nogil:
@@ -293,32 +287,46 @@ cdef inline void bucket_prefetch(const Shard* shard, const Bucket* bucket) noexc
         floats_prefetch(arena_state(&shard.arena, row), shard.policy.state_floats)
 
 
-cdef size_t segment_resident(const Segment* segment) noexcept nogil:
-    """Rows in memory: room is made for these alone, most may be cold."""
-    cdef size_t count = 0
-    cdef uint32_t i, cell
-    for i in range(segment.buckets_count):
-        for cell in range(BUCKET_CELLS):
-            if (bucket_has(&segment.buckets[i], cell)
-                    and not row_is_cold(segment.buckets[i].rows[cell])):
-                count += 1
-    return count
-
-
 cdef status_t shard_snapshot_read(
-    Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position
+    Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position,
+    bint* is_whole
 ) noexcept nogil:
-    cdef uint32_t i, cell
-    cdef row_t* row
     cdef Segment* segment
-    cdef Bucket* bucket
+    cdef uint32_t bucket = 0
+    cdef uint32_t moves
     cdef status_t status
     lock_alone(&shard.lock)
     segment = cuckoo_segment(&shard.index, position)
+    status = buffer_reserve(cold, segment.used * sizeof(fid_t))
+    while status == STATUS_OK and bucket < segment.buckets_count:
+        moves = segment.moves
+        bucket = locked_snapshot_some(shard, segment, bucket, records, cold)
+        if records.capacity - records.count < shard.policy.record_bytes:
+            break
+        if bucket < segment.buckets_count and lock_pass(&shard.lock) and segment.moves != moves:
+            # From the front, for those that have moved there; what was read is passed over.
+            bucket = 0
+            cold.count = 0
+            status = buffer_reserve(cold, segment.used * sizeof(fid_t))
     next_position[0] = segment_end(segment, position)
-    status = buffer_reserve(records, segment_resident(segment) * shard.policy.record_bytes)
-    status |= buffer_reserve(cold, segment.used * sizeof(fid_t))
-    for i in range(segment.buckets_count if status == STATUS_OK else 0):
+    is_whole[0] = bucket >= segment.buckets_count
+    lock_leave(&shard.lock)
+    return status
+
+
+cdef uint32_t locked_snapshot_some(
+    Shard* shard, const Segment* segment, uint32_t first, Buffer* records, Buffer* cold
+) noexcept nogil:
+    """Read the next buckets, until that were some rows or there is no room; where it ended.
+
+    The bucket that it ends with is to be looked at again, if room was what lacked.
+    """
+    cdef size_t record_bytes = shard.policy.record_bytes
+    cdef size_t begun = records.count
+    cdef uint32_t i, cell
+    cdef Bucket* bucket
+    cdef row_t* row
+    for i in range(first, segment.buckets_count):
         bucket = &segment.buckets[i]
         if i + 1 < segment.buckets_count:
             bucket_prefetch(shard, &segment.buckets[i + 1])
@@ -330,13 +338,14 @@ cdef status_t shard_snapshot_read(
             if row_is_cold(row[0]):
                 buffer_append_u64(cold, bucket.fids[cell])
                 continue
+            if records.capacity - records.count < record_bytes:
+                return i
             locked_sum(shard, bucket.fids[cell], row[0])
             cell_pass_snapshot(shard, row)
-            locked_pack(
-                shard, bucket.fids[cell], row[0],
-                buffer_extend(records, shard.policy.record_bytes))
-    lock_leave(&shard.lock)
-    return STATUS_OK if status == STATUS_OK else STATUS_OUT_OF_MEMORY
+            locked_pack(shard, bucket.fids[cell], row[0], buffer_extend(records, record_bytes))
+        if records.count - begun >= SNAPSHOT_ROWS * record_bytes:
+            return i + 1
+    return segment.buckets_count
 
 
 cdef void shard_snapshot_claim(

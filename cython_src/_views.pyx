@@ -22,7 +22,6 @@ from monolith_kv._sketch cimport sketch_frozen_bytes
 from monolith_kv._types cimport STATUS_OK, fid_t, status_t
 from monolith_kv._view cimport (
     shard_saved,
-    shard_saved_bytes,
     shard_seal_abort,
     shard_seal_claim,
     shard_seal_end,
@@ -129,14 +128,6 @@ cdef class Views(Records):
                     &self.shards[shard], is_seal, records.data + records.count,
                     records.capacity - records.count)
         return np.asarray(out)[:records.count]
-
-    def saved_bytes(self, bint is_seal):
-        cdef size_t shard
-        cdef size_t total = 0
-        with nogil:
-            for shard in range(SHARDS):
-                total += shard_saved_bytes(&self.shards[shard], is_seal)
-        return total
 
     def seal_saved(self):
         cdef Buffer saved
@@ -249,18 +240,24 @@ cdef class Views(Records):
             digest_add(&total, self.shards[i].snapshot_digest)
         return total.low, total.high
 
-    def snapshot_read(self, cursor):
+    def snapshot_read(self, cursor, uint8_t[::1] out):
         cdef Buffer records, cold
         cdef uint64_t position = cursor
         cdef uint64_t next_position = 0
+        cdef bint is_whole = False
         cdef status_t status
-        buffer_init(&records)
+        lend(&records, out)
+        if records.capacity < self.policy.record_bytes:
+            raise ValueError(f"{out.shape[0]} bytes are no room for a record")
         buffer_init(&cold)
         with nogil:
             status = shard_snapshot_read(
-                &self.shards[hash_shard(position)], position, &records, &cold, &next_position)
-        raise_freeing(status, &records, &cold, NULL)
-        return take_bytes(&records), take_fids(&cold), next_position if next_position else -1
+                &self.shards[hash_shard(position)], position, &records, &cold, &next_position,
+                &is_whole)
+        raise_freeing(status, &cold, NULL, NULL)
+        if is_whole:
+            cursor = next_position if next_position else -1
+        return np.asarray(out)[:records.count], take_fids(&cold), cursor
 
     def snapshot_end(self):
         cdef Buffer saved

@@ -32,7 +32,7 @@ from monolith_kv.storage.snapshot import SnapshotWriter
 Progress = Callable[[int, int], None]
 TOUCHED_IDS = 1 << 17  # of a part
 READ_BYTES = 1 << 20  # Of cold rows, at once.
-ROWS_BYTES = 1 << 20  # Of rows in memory in a record, at least, but for the last.
+ROWS_BYTES = 4 << 20  # Of rows in memory in a record, but for the last.
 COLD_BYTES = 4 << 20  # Of cold rows in a record, at least.
 COLD_BYTES_MAX = 12 << 20
 COLD_RECORDS = 8192  # Each takes a number of a file: larger ones where there are as many.
@@ -235,10 +235,8 @@ def _write(
         core, cursor = entry.core, 0
         rows = RowWriter(writer, entry, block_bytes(state, ROWS_BYTES))
         while cursor >= 0:
-            records, cursor = _read(state, entry, cursor, rows)
-            rows.write(records)
-            # Time and again, or memory would hold all that change meanwhile.
-            rows.write(core.saved(False, in_hand_block(core.saved_bytes(False))))
+            cursor = _read(state, entry, cursor, rows)
+            rows.write_saved()
             rows.write_cold()
             if progress is not None:
                 progress(writer.rows_written, view.rows)
@@ -264,19 +262,18 @@ def _write_touched(writer: SnapshotWriter, entry: TableEntry, fids: NDArray[np.u
         writer.touched(entry.id, distinct(fids[start : start + TOUCHED_IDS]))
 
 
-def _read(
-    state: StoreState, entry: TableEntry, cursor: int, rows: "RowWriter"
-) -> tuple[NDArray[np.uint8], int]:
-    """Read rows of one part of the index: return those in memory, hand on those that are cold."""
+def _read(state: StoreState, entry: TableEntry, cursor: int, rows: "RowWriter") -> int:
+    """Read rows of one part of the index, as many as there is room for; return where to go on."""
     core = entry.core
     # No row may move between the tiers meanwhile.
     with state.mutex if state.overflow is not None else contextlib.nullcontext():
-        records, fids, cursor = core.snapshot_read(cursor)
+        records, fids, cursor = core.snapshot_read(cursor, rows.room())
+        rows.fill(len(records))
         step = max(1, READ_BYTES // core.record_bytes)
         for start in range(0, len(fids), step):
             found = read_cold(state, entry, fids[start : start + step])
             rows.keep_cold(core.snapshot_claim(found.reshape(-1)))
-    return records, cursor
+    return cursor
 
 
 class RowWriter:
@@ -290,30 +287,47 @@ class RowWriter:
 
     def __init__(self, writer: SnapshotWriter, entry: TableEntry, rows_bytes: int) -> None:
         self._writer, self._entry = writer, entry
-        self._rows_bytes = rows_bytes  # In a record, at least.
         self._sum = (0, 0)
+        # Rows in memory come here, and are written from here: to clear memory anew takes longer.
+        self._block = in_hand_block(max(rows_bytes, entry.core.record_bytes))
+        self._used = 0
         size = entry.core.cold_rows * entry.core.record_bytes // COLD_RECORDS
         self._least = min(max(size, COLD_BYTES), COLD_BYTES_MAX)
-        self._few: list[NDArray[np.uint8]] = []  # Less than these.
-        self._few_bytes = 0
         self._cold: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
 
-    def write(self, records: NDArray[np.uint8]) -> None:
-        """Write rows in memory; a few later, with more of them."""
-        core = self._entry.core
-        self._sum = _add(self._sum, core.digest_of(records))
-        if len(records) >= self._rows_bytes:
-            self._writer.rows(self._entry.id, records, len(records) // core.record_bytes)
-        elif len(records):
-            self._few.append(records)
-            self._few_bytes += len(records)
-            if self._few_bytes >= self._rows_bytes:
-                self._write_few()
+    def room(self) -> NDArray[np.uint8]:
+        """Return memory for rows to come, for one at least; `fill` says how many bytes came."""
+        if len(self._block) - self._used < self._entry.core.record_bytes:
+            self._write_block()
+        return self._block[self._used :]
 
-    def _write_few(self) -> None:
-        count = self._few_bytes // self._entry.core.record_bytes
-        self._writer.rows_in_parts(self._entry.id, self._few, count)
-        self._few, self._few_bytes = [], 0
+    def fill(self, size: int) -> None:
+        """Take note that the next bytes of the room are rows."""
+        self._used += size
+
+    def write_saved(self) -> None:
+        """Write what changed until now: time and again, or memory would hold all that does."""
+        core = self._entry.core
+        while True:
+            room = self.room()
+            self.fill(size := len(core.saved(False, room)))
+            if len(room) - size >= core.record_bytes:
+                return
+
+    def write(self, records: NDArray[np.uint8]) -> None:
+        """Write rows that lie elsewhere."""
+        self._write_block()
+        self._write(records)
+
+    def _write_block(self) -> None:
+        self._write(self._block[: self._used])
+        self._used = 0
+
+    def _write(self, records: NDArray[np.uint8]) -> None:
+        if len(records):
+            core = self._entry.core
+            self._sum = _add(self._sum, core.digest_of(records))
+            self._writer.rows(self._entry.id, records, len(records) // core.record_bytes)
 
     def keep_cold(self, records: NDArray[np.uint8]) -> None:
         """Keep cold rows for `write_cold`."""
@@ -341,7 +355,7 @@ class RowWriter:
 
         A snapshot that does not can never be opened, and must not stand in for those that can.
         """
-        self._write_few()
+        self._write_block()
         if self._sum != digest:
             raise CorruptionError(
                 f"table {self._entry.schema.name}: the rows have another digest than is kept of "

@@ -135,13 +135,6 @@ class SnapshotWriter(ContentsWriter):
         super().rows(table, records, count)
         self._count(table, 0, count)
 
-    def rows_in_parts(self, table: int, parts: Sequence[NDArray[np.uint8]], count: int) -> None:
-        """Write rows that lie in several arrays as one record, of 16 MiB at most; none: nothing."""
-        if count:
-            self._writer.append(RecordKind.ROWS, parts, table, count)
-            self.rows_written += count
-            self._count(table, 0, count)
-
     def cold(
         self, table: int, places: Sequence[NDArray[np.uint8]], digest: tuple[int, int]
     ) -> None:

@@ -265,12 +265,12 @@ class CoreMachine(RuleBasedStateMachine):
         self.shot_touched = set(self.touched)
 
     @precondition(lambda self: self.snapshot is not None and self.cursor != -1)
-    @rule(segments=st.integers(1, 9))
-    def snapshot_read(self, segments: int) -> None:
+    @rule(segments=st.integers(1, 9), room=st.integers(1, 12))
+    def snapshot_read(self, segments: int, room: int) -> None:
         for _ in range(segments):
             if self.cursor == -1:
                 return
-            records, cold, self.cursor = self.core.snapshot_read(self.cursor)
+            records, cold, self.cursor = self.core.snapshot_read(self.cursor, self.block(room))
             self.shot.update(self.split(records))
             if len(cold):
                 late = np.concatenate([self.tier[int(fid)] for fid in cold])
@@ -280,7 +280,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(is_given_up=st.sampled_from([True, False, False]))
     def snapshot_end(self, is_given_up: bool) -> None:
         if not is_given_up:
-            self.snapshot_read(1_000)
+            self.snapshot_read(1_000, 1_000)
         saved = self.split(np.concatenate(self.core.snapshot_end()))
         if self.cursor == -1:
             assert not set(saved) & set(self.shot)

@@ -112,10 +112,10 @@ class Everything:
             assert len(list(self.core.snapshot_gate())) in (0, 8)
         self.core.gate_state()
         self.core.touched_fids()
-        cursor = 0
+        cursor, block = 0, np.empty(50 * RECORD, np.uint8)
         while cursor >= 0:
-            _, _, cursor = self.core.snapshot_read(cursor)
-            self.core.saved(False, np.empty(self.core.saved_bytes(False), np.uint8))
+            _, _, cursor = self.core.snapshot_read(cursor, block)
+            self.core.saved(False, block)
         self.core.snapshot_end()
         self.core.snapshot_digest()
 

@@ -115,6 +115,77 @@ def test_sightings_of_pulls_that_let_others_in_keep_their_times() -> None:
         assert core.rows == 0
 
 
+@pytest.mark.parametrize("kind", ["seal", "snapshot"])
+def test_views_that_let_readers_in_are_of_one_instant(kind: str) -> None:
+    count, new = 150_000, 100_000
+    ids = np.arange(count, dtype=np.uint64)
+    for _ in range(4):
+        core, is_over = a_core(), threading.Event()
+        core.upsert(ids, np.ones((count, DIM), np.float32), 1.0)
+        core.seal_flip() if kind == "seal" else core.snapshot_flip()
+
+        def read(core: TableCore = core, is_over: threading.Event = is_over) -> None:
+            out = np.empty((200, DIM), np.float32)
+            while not is_over.is_set():
+                core.lookup(ids[:200], out)
+
+        def write(core: TableCore = core) -> None:
+            # New ids move others in the index; of those that are there some change, some go.
+            fresh = np.arange(count, count + new, dtype=np.uint64)
+            core.upsert(fresh, np.zeros((new, DIM), np.float32), 2.0)
+            core.push(ids[::3].copy(), np.ones((len(ids[::3]), DIM), np.float32), 2.0)
+            core.remove(ids[1::30].copy())
+
+        readers = [threading.Thread(target=read) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        view = seal_of if kind == "seal" else snapshot_of
+        records, _ = at_once(partial(view, core), write)
+        is_over.set()
+        for reader in readers:
+            reader.join()
+        rows = np.concatenate(records).reshape(-1, core.record_bytes)
+        fids, first = rows[:, :8].copy().view(np.uint64), rows[:, 16:20].copy().view(np.float32)
+        assert np.array_equal(np.sort(fids.ravel()), ids)
+        assert (first == 1).all()
+        assert core.check() == []
+
+
+def seal_of(core: TableCore) -> list[Any]:
+    """Read a seal's view, as a store does; every record of it."""
+    fids, block = core.seal_fids(), np.empty(10_000 * core.record_bytes, np.uint8)
+    found = []
+    for start in range(0, len(fids), 10_000):
+        found.append(core.seal_read(fids[start : start + 10_000], block)[0].copy())
+        found.append(core.saved(True, block).copy())
+    found += core.seal_saved()
+    core.seal_end()
+    return found
+
+
+def snapshot_of(core: TableCore) -> list[Any]:
+    """Read a snapshot's view, as a store does; every record of it."""
+    block, cursor, found = np.empty(10_000 * core.record_bytes, np.uint8), 0, []
+    while cursor >= 0:
+        records, _, cursor = core.snapshot_read(cursor, block)
+        found.append(records.copy())
+        found.append(core.saved(False, block).copy())
+    return found + core.snapshot_end()
+
+
+def test_a_view_is_not_read_into_too_little_room() -> None:
+    core, ids = a_core(), np.arange(3, dtype=np.uint64)
+    core.upsert(ids, np.ones((3, DIM), np.float32), 1.0)
+    core.seal_flip()
+    with pytest.raises(ValueError, match=r"are no room for 3 records"):
+        core.seal_read(ids, np.empty(3 * core.record_bytes - 1, np.uint8))
+    assert len(np.concatenate(seal_of(core))) == 3 * core.record_bytes
+    core.snapshot_flip()
+    with pytest.raises(ValueError, match=r"are no room for a record"):
+        core.snapshot_read(0, np.empty(core.record_bytes - 1, np.uint8))
+    assert len(np.concatenate(snapshot_of(core))) == 3 * core.record_bytes
+
+
 def runs_of(sightings: bytes) -> Iterator[tuple[int, list[int]]]:
     """Return the time and the ids of each run, of all shards."""
     words = np.frombuffer(sightings, "<u8").tolist()
