@@ -168,9 +168,9 @@ cdef bint segment_place(
         room = bucket_room(&segment.buckets[second])
     if room < 0:
         room = path_clear(segment, first, second, &target)
+        if room < 0:
+            return False
         segment.moves += 1
-    if room < 0:
-        return False
     bucket_put(&segment.buckets[target], room, fid, row)
     segment.used += 1
     return True

@@ -1,7 +1,8 @@
 """A lock that any number of readers share. All inline.
 
 A waiting writer goes before new readers where the system offers that, or a stream of reads would
-keep it waiting for ever. A writer with much to do lets readers in between two steps: lock_pass.
+keep it waiting for ever. A writer with much to do lets readers in between two steps: lock_pass; and
+who only reads, but has to mark what it has read, lets in whoever waits: lock_pass_any.
 """
 
 from libc.stdint cimport int64_t
@@ -69,10 +70,11 @@ cdef enum:
 cdef struct Lock:
     pthread_rwlock_t lock
     int readers_waiting
+    int writers_waiting
 
 
 cdef inline status_t lock_create(Lock* lock) noexcept nogil:
-    lock.readers_waiting = 0
+    lock.readers_waiting = lock.writers_waiting = 0
     return STATUS_OUT_OF_MEMORY if mkv_lock_init(&lock.lock) else STATUS_OK
 
 
@@ -87,15 +89,20 @@ cdef inline bint lock_try_alone(Lock* lock) noexcept nogil:
 cdef inline void lock_alone(Lock* lock) noexcept nogil:
     cdef int64_t end
     cdef int _pause
-    if lock_try_alone(lock):
+    cdef bint is_alone = lock_try_alone(lock)
+    if is_alone:
         return
+    MKV_ADD(&lock.writers_waiting, 1)
     end = mkv_lock_now_ns() + LOCK_ALONE_NS
-    while mkv_lock_now_ns() < end:
+    while not is_alone and mkv_lock_now_ns() < end:
         for _pause in range(LOCK_PAUSES):
             MKV_PAUSE()
-            if lock_try_alone(lock):
-                return
-    pthread_rwlock_wrlock(&lock.lock)
+            is_alone = lock_try_alone(lock)
+            if is_alone:
+                break
+    if not is_alone:
+        pthread_rwlock_wrlock(&lock.lock)
+    MKV_ADD(&lock.writers_waiting, -1)
 
 
 cdef inline bint lock_try_shared(Lock* lock) noexcept nogil:
@@ -142,6 +149,20 @@ cdef inline bint lock_pass(Lock* lock) noexcept nogil:
     lock_leave(lock)
     end = mkv_lock_now_ns() + LOCK_PASS_NS
     while MKV_LOAD(&lock.readers_waiting) and mkv_lock_now_ns() < end:
+        MKV_PAUSE()
+    lock_alone(lock)
+    return True
+
+
+cdef inline bint lock_pass_any(Lock* lock) noexcept nogil:
+    """As lock_pass, for writers that wait, too."""
+    cdef int64_t end
+    if MKV_LOAD(&lock.readers_waiting) + MKV_LOAD(&lock.writers_waiting) == 0:
+        return False
+    lock_leave(lock)
+    end = mkv_lock_now_ns() + LOCK_PASS_NS
+    while (MKV_LOAD(&lock.readers_waiting) + MKV_LOAD(&lock.writers_waiting)
+            and mkv_lock_now_ns() < end):
         MKV_PAUSE()
     lock_alone(lock)
     return True

@@ -103,6 +103,9 @@ cdef struct Shard:
     uint64_t snapshot_left         # rows that a snapshot still has to read
     RowDigest snapshot_digest      # of the rows at the flip, once the snapshot has read all
     size_t snapshot_touched        # bytes of `touched` at the flip
+    uint64_t snapshot_position     # of the segment that was read in part, its moves then, and the
+    uint32_t snapshot_moves        # bucket to go on with
+    uint32_t snapshot_bucket
     Buffer snapshot_saved
     uint64_t hand                  # where the search for cold rows goes on, a hash
 

@@ -7,8 +7,20 @@ from libc.stdlib cimport free, malloc
 
 from monolith_kv._backing cimport backer_ready_bytes
 from monolith_kv._checksum cimport crc32c_update, crc32c_update_portable
+from monolith_kv._cuckoo cimport (
+    BUCKET_CELLS,
+    Cuckoo,
+    Segment,
+    bucket_has,
+    cuckoo_create,
+    cuckoo_destroy,
+    cuckoo_erase,
+    cuckoo_insert,
+    cuckoo_segment,
+    cuckoo_shrink,
+)
 from monolith_kv._digest cimport DIGEST_DIM_MAX, RowDigest, digest_add, digest_row, digest_subtract
-from monolith_kv._hashing cimport hash_fid
+from monolith_kv._hashing cimport SHARD_BITS, hash_fid
 from monolith_kv._initializers cimport Initializer, initializer_fill
 from monolith_kv._optimizers cimport OptimizerParameters, SliceSpan, optimizer_initial_state
 from monolith_kv._optimizers cimport optimizer_kernel, optimizer_kernel_t, optimizer_state_floats
@@ -223,6 +235,48 @@ cdef class PagesDoor:
     def sizes(uint32_t parts):
         """(bytes of a piece, bytes of one of its parts)."""
         return <size_t>PIECE_BYTES, part_bytes(parts)
+
+
+# --- index --------------------------------------------------------------------------------------
+
+cdef class IndexDoor:
+    """The index of one shard; rows are all 1."""
+
+    cdef Pages pages
+    cdef Cuckoo index
+
+    def __cinit__(self, uint64_t seed):
+        if pages_create(&self.pages) != STATUS_OK:
+            raise MemoryError
+        if cuckoo_create(&self.index, &self.pages, seed) != STATUS_OK:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cuckoo_destroy(&self.index)
+        pages_destroy(&self.pages)
+
+    def insert(self, uint64_t fid):
+        if cuckoo_insert(&self.index, fid, hash_fid(fid), 1) != STATUS_OK:
+            raise MemoryError
+
+    def erase(self, uint64_t fid):
+        cuckoo_erase(&self.index, fid, hash_fid(fid))
+
+    def shrink(self, uint64_t position):
+        cuckoo_shrink(&self.index, position)
+
+    def segment(self, uint64_t position):
+        """(its first hash, moves, {fid: (bucket, cell)}) of the one at a hash."""
+        cdef Segment* segment = cuckoo_segment(&self.index, position)
+        cdef uint32_t width = 64 - SHARD_BITS - segment.depth
+        cdef uint32_t i, cell
+        cells = {
+            segment.buckets[i].fids[cell]: (i, cell)
+            for i in range(segment.buckets_count)
+            for cell in range(BUCKET_CELLS)
+            if bucket_has(&segment.buckets[i], cell)
+        }
+        return position >> width << width, segment.moves, cells
 
 
 # --- sketch -------------------------------------------------------------------------------------

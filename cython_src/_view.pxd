@@ -39,7 +39,7 @@ cdef status_t shard_snapshot_touched(Shard* shard, Buffer* fids) noexcept nogil
 # Fill `out` with the packed bytes of the sketch, once: their number was asked for after the flip.
 cdef void shard_snapshot_gate(Shard* shard, uint8_t* out) noexcept nogil
 # Append the records (as many as there is room for) and the cold fids of the segment at hash
-# `position`. Unless that was the whole of it, the same again goes on with the rest.
+# `position`. Unless that was the whole of it, the same `position` again goes on with the rest.
 cdef status_t shard_snapshot_read(
     Shard* shard, uint64_t position, Buffer* records, Buffer* cold, uint64_t* next_position,
     bint* is_whole

@@ -23,7 +23,7 @@ from monolith_kv._cuckoo cimport (
     segment_end,
 )
 from monolith_kv._hashing cimport hash_fid
-from monolith_kv._lock cimport lock_alone, lock_leave, lock_pass, lock_shared
+from monolith_kv._lock cimport lock_alone, lock_leave, lock_pass_any, lock_shared
 from monolith_kv._row cimport ROW_SNAPSHOT, row_is_cold
 from monolith_kv._shard cimport (
     MKV_PREFETCH,
@@ -48,8 +48,15 @@ from monolith_kv._sketch cimport (
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, fid_t, row_t, status_t
 
 cdef enum:
-    SLICE_BYTES = 65536    # copied under one lock: some 10 us
-    SNAPSHOT_ROWS = 64     # packed before readers that wait are let in: as long
+    SLICE_BYTES = 65536    # copied or packed before callers that wait are let in: some 15 us
+    SLICE_BUCKETS = 64     # and so many looked at
+
+
+cdef inline size_t slice_bytes(size_t record_bytes) noexcept nogil:
+    """Of whole records, one at least."""
+    return (
+        SLICE_BYTES // record_bytes * record_bytes if record_bytes <= SLICE_BYTES
+        else record_bytes)
 
 
 # --- a seal ----------------------------------------------------------------------------------
@@ -72,6 +79,7 @@ cdef status_t shard_seal_read(
     cdef size_t start = batch.starts[number]
     cdef size_t end = batch.starts[number + 1]
     cdef size_t record_bytes = shard.policy.record_bytes
+    cdef size_t step = slice_bytes(record_bytes) // record_bytes
     cdef size_t i
     cdef row_t* cell
     cdef Group group
@@ -82,7 +90,7 @@ cdef status_t shard_seal_read(
         return STATUS_OUT_OF_MEMORY
     lock_alone(&shard.lock)
     while start < end:
-        group_fill(shard, batch, start, end, &group)
+        group_fill(shard, batch, start, start + step if end - start > step else end, &group)
         group_prefetch(shard, &group, True, True, True)
         for i in range(group.count):
             cell = group.cells[i]
@@ -96,7 +104,8 @@ cdef status_t shard_seal_read(
                 locked_pack(
                     shard, group.fids[i], cell[0], buffer_extend(records, record_bytes))
         start += group.count
-        lock_pass(&shard.lock)    # Each row is taken, or found saved, by itself.
+        if start < end:
+            lock_pass_any(&shard.lock)    # Each row is taken, or found saved, by itself.
     lock_leave(&shard.lock)
     return STATUS_OK
 
@@ -126,12 +135,10 @@ cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) n
     """
     cdef Buffer* saved = &shard.seal_saved if is_seal else &shard.snapshot_saved
     cdef size_t record_bytes = shard.policy.record_bytes
-    cdef size_t most = SLICE_BYTES // record_bytes * record_bytes
+    cdef size_t most = slice_bytes(record_bytes)
     cdef size_t taken = 0
-    cdef size_t size_bytes = 1
-    if most == 0:
-        most = record_bytes
-    while size_bytes:
+    cdef size_t size_bytes
+    while room - taken >= record_bytes:
         size_bytes = (room - taken) // record_bytes * record_bytes
         if size_bytes > most:
             size_bytes = most
@@ -143,6 +150,8 @@ cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) n
             memcpy(out + taken, saved.data + saved.count, size_bytes)
         lock_leave(&shard.lock)
         taken += size_bytes
+        if size_bytes == 0:
+            break
     return taken
 
 
@@ -223,6 +232,7 @@ cdef status_t shard_snapshot_flip(Shard* shard) noexcept nogil:
         shard.snapshot_left = shard.index.rows
         shard.snapshot_digest = shard.digest
         shard.snapshot_touched = shard.touched.count
+        shard.snapshot_bucket = 0
     lock_leave(&shard.lock)
     return status
 
@@ -274,15 +284,23 @@ cdef inline void cell_pass_snapshot(Shard* shard, row_t* cell) noexcept nogil:
     shard_header(shard, cell[0])[0] ^= ROW_SNAPSHOT
 
 
-cdef inline void bucket_prefetch(const Shard* shard, const Bucket* bucket) noexcept nogil:
+cdef inline void headers_prefetch(const Shard* shard, const Bucket* bucket) noexcept nogil:
+    """Ask for what tells of the rows of a bucket which of them are still to be read."""
+    cdef uint32_t cell
+    for cell in range(BUCKET_CELLS):
+        if bucket_has(bucket, cell) and not row_is_cold(bucket.rows[cell]):
+            MKV_PREFETCH(arena_header(&shard.arena, bucket.rows[cell]))
+
+
+cdef inline void rows_prefetch(const Shard* shard, const Bucket* bucket) noexcept nogil:
     """Ask for the rows of a bucket that will soon be packed."""
     cdef uint32_t cell
     cdef row_t row
     for cell in range(BUCKET_CELLS):
         row = bucket.rows[cell]
-        if not bucket_has(bucket, cell) or row_is_cold(row):
+        if (not bucket_has(bucket, cell) or row_is_cold(row)
+                or (arena_header(&shard.arena, row)[0] & ROW_SNAPSHOT) == shard.snapshot_flag):
             continue
-        MKV_PREFETCH(arena_header(&shard.arena, row))
         floats_prefetch(arena_embedding(&shard.arena, row), shard.policy.dim)
         floats_prefetch(arena_state(&shard.arena, row), shard.policy.state_floats)
 
@@ -297,19 +315,24 @@ cdef status_t shard_snapshot_read(
     cdef status_t status
     lock_alone(&shard.lock)
     segment = cuckoo_segment(&shard.index, position)
+    if shard.snapshot_position == position and shard.snapshot_moves == segment.moves:
+        bucket = shard.snapshot_bucket
     status = buffer_reserve(cold, segment.used * sizeof(fid_t))
     while status == STATUS_OK and bucket < segment.buckets_count:
         moves = segment.moves
         bucket = locked_snapshot_some(shard, segment, bucket, records, cold)
         if records.capacity - records.count < shard.policy.record_bytes:
             break
-        if bucket < segment.buckets_count and lock_pass(&shard.lock) and segment.moves != moves:
+        if bucket < segment.buckets_count and lock_pass_any(&shard.lock) and segment.moves != moves:
             # From the front, for those that have moved there; what was read is passed over.
             bucket = 0
             cold.count = 0
             status = buffer_reserve(cold, segment.used * sizeof(fid_t))
     next_position[0] = segment_end(segment, position)
     is_whole[0] = bucket >= segment.buckets_count
+    shard.snapshot_position = position
+    shard.snapshot_moves = segment.moves
+    shard.snapshot_bucket = 0 if is_whole[0] else bucket
     lock_leave(&shard.lock)
     return status
 
@@ -317,19 +340,22 @@ cdef status_t shard_snapshot_read(
 cdef uint32_t locked_snapshot_some(
     Shard* shard, const Segment* segment, uint32_t first, Buffer* records, Buffer* cold
 ) noexcept nogil:
-    """Read the next buckets, until that were some rows or there is no room; where it ended.
+    """Read the next buckets, a slice of them or until there is no room; where it ended.
 
     The bucket that it ends with is to be looked at again, if room was what lacked.
     """
     cdef size_t record_bytes = shard.policy.record_bytes
     cdef size_t begun = records.count
+    cdef size_t most = slice_bytes(record_bytes)
     cdef uint32_t i, cell
     cdef Bucket* bucket
     cdef row_t* row
     for i in range(first, segment.buckets_count):
         bucket = &segment.buckets[i]
+        if i + 2 < segment.buckets_count:
+            headers_prefetch(shard, &segment.buckets[i + 2])
         if i + 1 < segment.buckets_count:
-            bucket_prefetch(shard, &segment.buckets[i + 1])
+            rows_prefetch(shard, &segment.buckets[i + 1])
         for cell in range(BUCKET_CELLS):
             row = &bucket.rows[cell]
             if (not bucket_has(bucket, cell)
@@ -343,7 +369,7 @@ cdef uint32_t locked_snapshot_some(
             locked_sum(shard, bucket.fids[cell], row[0])
             cell_pass_snapshot(shard, row)
             locked_pack(shard, bucket.fids[cell], row[0], buffer_extend(records, record_bytes))
-        if records.count - begun >= SNAPSHOT_ROWS * record_bytes:
+        if records.count - begun >= most or i - first >= SLICE_BUCKETS:
             return i + 1
     return segment.buckets_count
 

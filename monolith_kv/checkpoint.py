@@ -1,9 +1,9 @@
 """Snapshot: write all that the store holds at one instant while calls go on.
 
-What must hold: callers wait for the instant, which copies nothing, and for nothing else; the file
-is complete and durable before it has its name; it tells which call log goes on from it, so that no
-call is made twice; what no delta holds yet (touched ids, sightings, schemas, dense parameters) is
-marked in it, so that the next delta after a recovery has it.
+What must hold: callers wait for the instant, which copies nothing, and for steps of microseconds;
+the file is complete and durable before it has its name; it tells which call log goes on from it, so
+that no call is made twice; what no delta holds yet (touched ids, sightings, schemas, dense
+parameters) is marked in it, so that the next delta after a recovery has it.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from monolith_kv.storage.snapshot import SnapshotWriter
 Progress = Callable[[int, int], None]
 TOUCHED_IDS = 1 << 17  # of a part
 READ_BYTES = 1 << 20  # Of cold rows, at once.
-ROWS_BYTES = 4 << 20  # Of rows in memory in a record, but for the last.
+ROWS_BYTES = 2 << 20  # Of rows in memory in a record, but for the last.
 COLD_BYTES = 4 << 20  # Of cold rows in a record, at least.
 COLD_BYTES_MAX = 12 << 20
 COLD_RECORDS = 8192  # Each takes a number of a file: larger ones where there are as many.
@@ -231,9 +232,11 @@ def _write(
     writer.meta(view.meta)
     for entry in view.entries:  # Before all rows: counts that change have to be copied until then.
         writer.gate(entry.id, entry.core.snapshot_gate())
+    # Rows in memory come here, and are written from here: to clear memory anew takes longer.
+    block = in_hand_block(max(map(partial(_room, state), view.entries), default=0))
     for entry in view.entries:
         core, cursor = entry.core, 0
-        rows = RowWriter(writer, entry, block_bytes(state, ROWS_BYTES))
+        rows = RowWriter(writer, entry, block)
         while cursor >= 0:
             cursor = _read(state, entry, cursor, rows)
             rows.write_saved()
@@ -254,6 +257,12 @@ def _write(
         writer.dense(view.meta["dense_version"], view.dense)
     if progress is not None:
         progress(writer.rows_written, view.rows)
+
+
+def _room(state: StoreState, entry: TableEntry) -> int:
+    """Return the bytes that the rows of a table want in hand."""
+    size = entry.core.record_bytes
+    return max(min(block_bytes(state, ROWS_BYTES), entry.core.rows * size), size)
 
 
 def _write_touched(writer: SnapshotWriter, entry: TableEntry, fids: NDArray[np.uint64]) -> None:
@@ -285,12 +294,12 @@ class RowWriter:
     who skips cold ones the less to skip.
     """
 
-    def __init__(self, writer: SnapshotWriter, entry: TableEntry, rows_bytes: int) -> None:
+    def __init__(
+        self, writer: SnapshotWriter, entry: TableEntry, block: NDArray[np.uint8]
+    ) -> None:
         self._writer, self._entry = writer, entry
         self._sum = (0, 0)
-        # Rows in memory come here, and are written from here: to clear memory anew takes longer.
-        self._block = in_hand_block(max(rows_bytes, entry.core.record_bytes))
-        self._used = 0
+        self._block, self._used = block, 0  # Has room for a record, at least.
         size = entry.core.cold_rows * entry.core.record_bytes // COLD_RECORDS
         self._least = min(max(size, COLD_BYTES), COLD_BYTES_MAX)
         self._cold: deque[tuple[NDArray[np.uint8], tuple[int, int]]] = deque()
@@ -315,15 +324,17 @@ class RowWriter:
                 return
 
     def write(self, records: NDArray[np.uint8]) -> None:
-        """Write rows that lie elsewhere."""
-        self._write_block()
-        self._write(records)
+        """Write rows that lie elsewhere: with the others, for they may be few."""
+        record_bytes = self._entry.core.record_bytes
+        while len(records):
+            room = self.room()
+            size = min(len(records), len(room) // record_bytes * record_bytes)
+            room[:size] = records[:size]
+            self.fill(size)
+            records = records[size:]
 
     def _write_block(self) -> None:
-        self._write(self._block[: self._used])
-        self._used = 0
-
-    def _write(self, records: NDArray[np.uint8]) -> None:
+        records, self._used = self._block[: self._used], 0
         if len(records):
             core = self._entry.core
             self._sum = _add(self._sum, core.digest_of(records))

@@ -24,10 +24,7 @@ from monolith_kv.storage import marks, sightings
 from monolith_kv.storage.delta_log import DeltaWriter
 from monolith_kv.storage.pending import join_pieces
 
-# Smaller ones lie in a core's own cache, but training beside a seal was slower with 1 MiB (0.77 to
-# 0.80 of training alone, with 8 MiB 0.81 to 0.83), and so were pulls.
-BLOCK_BYTES = 8 << 20
-LIMITED_BLOCK_BYTES = 2 << 20  # Where memory has a limit, blocks on their way are part of it.
+BLOCK_BYTES = 4 << 20  # Of rows in hand; of 1 to 8 MiB none was better beyond doubt.
 
 
 @dataclass
@@ -169,8 +166,7 @@ def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> N
     absent: list[NDArray[np.uint64]] = []
     kept: list[NDArray[np.uint64]] = []
     fids = core.seal_fids()
-    most = BLOCK_BYTES if state.overflow is None else LIMITED_BLOCK_BYTES
-    step = max(1, block_bytes(state, most) // core.record_bytes)
+    step = max(1, block_bytes(state, BLOCK_BYTES) // core.record_bytes)
     # One for all: to clear memory anew takes longer than to read rows into it.
     block = in_hand_block(min(step, len(fids)) * core.record_bytes)
     for start in range(0, len(fids), step):

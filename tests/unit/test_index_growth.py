@@ -1,12 +1,14 @@
 """The index grows late and in steps: segments fill to 0.9 first, and none is ever large."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from formulas import fids_of_hashes
 
 from monolith_kv._table import Barrier, TableCore
+from monolith_kv._testing import IndexDoor
 
 CELLS, BUCKET_BYTES = 5, 64
 SHARDS = 8
@@ -68,3 +70,31 @@ def test_the_index_gives_memory_back_when_most_rows_are_gone() -> None:
         _, cursor = core.shrink(cursor)
     assert core.memory()["index"] < full / 5
     assert core.check() == []
+
+
+def test_a_segment_tells_that_ids_which_stay_have_moved() -> None:
+    index, count = IndexDoor(7), 4_400
+    hashes = np.random.default_rng(5).integers(0, 2**61, count, dtype=np.uint64)
+    ids = fids_of_hashes(hashes).tolist()
+    places, starts = hashes.tolist(), set()
+    moved = 0
+    for fid, place in zip(ids, places, strict=True):
+        moved += has_moved(index, place, partial(index.insert, fid))
+        starts.add(index.segment(place)[0])
+    assert moved > 500
+    assert len(starts) == 2  # It was split once.
+    for fid, place in zip(ids[300:], places[300:], strict=True):
+        assert not has_moved(index, place, partial(index.erase, fid), gone=fid)
+    assert all(has_moved(index, start, partial(index.shrink, start)) for start in starts)
+
+
+def has_moved(
+    index: IndexDoor, place: int, change: Callable[[], None], gone: int | None = None
+) -> bool:
+    """Make a change; whether others than the one that is gone have moved, which is to be told."""
+    start, before, cells = index.segment(place)
+    change()
+    _, after, now = index.segment(start)
+    found = any(now.get(fid) != cell for fid, cell in cells.items() if fid != gone)
+    assert after > before if found else after >= before
+    return found
