@@ -294,9 +294,7 @@ class RowWriter:
     who skips cold ones the less to skip.
     """
 
-    def __init__(
-        self, writer: SnapshotWriter, entry: TableEntry, block: NDArray[np.uint8]
-    ) -> None:
+    def __init__(self, writer: SnapshotWriter, entry: TableEntry, block: NDArray[np.uint8]) -> None:
         self._writer, self._entry = writer, entry
         self._sum = (0, 0)
         self._block, self._used = block, 0  # Has room for a record, at least.
