@@ -245,10 +245,10 @@ cdef class IndexDoor:
     cdef Pages pages
     cdef Cuckoo index
 
-    def __cinit__(self, uint64_t seed):
+    def __cinit__(self):
         if pages_create(&self.pages) != STATUS_OK:
             raise MemoryError
-        if cuckoo_create(&self.index, &self.pages, seed) != STATUS_OK:
+        if cuckoo_create(&self.index, &self.pages, 7) != STATUS_OK:
             raise MemoryError
 
     def __dealloc__(self):

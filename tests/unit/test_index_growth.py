@@ -73,7 +73,7 @@ def test_the_index_gives_memory_back_when_most_rows_are_gone() -> None:
 
 
 def test_a_segment_tells_that_ids_which_stay_have_moved() -> None:
-    index, count = IndexDoor(7), 4_400
+    index, count = IndexDoor(), 4_400
     hashes = np.random.default_rng(5).integers(0, 2**61, count, dtype=np.uint64)
     ids = fids_of_hashes(hashes).tolist()
     places, starts = hashes.tolist(), set()
