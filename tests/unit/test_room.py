@@ -10,6 +10,7 @@ import pytest
 
 import monolith_kv as mkv
 from monolith_kv import sealing
+from monolith_kv._table import in_hand_bytes
 from monolith_kv.storage.overflow import fids_of
 from monolith_kv.storage.record_file import RecordWriter
 
@@ -213,6 +214,30 @@ def test_what_a_file_has_in_hand_sends_few_rows_out(
         before = evicted(store)
         store.seal() if kind == "seal" else store.snapshot()
         assert evicted(store) - before < 1_000
+
+
+@pytest.mark.parametrize("kind", ["seal", "snapshot"])
+def test_several_tables_have_in_hand_no_more_than_one(
+    store_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    limit, rows = 64 << 20, 12_000  # Room for all: nothing leaves memory meanwhile.
+    seen: list[int] = []
+    write = RecordWriter.append
+
+    def append(self: RecordWriter, *args: Any, **options: Any) -> None:
+        seen.append(in_hand_bytes())
+        write(self, *args, **options)
+
+    with mkv.open(store_dir, delta_interval=None, memory_limit=limit) as store:
+        for name in "abc":
+            table = store.create_table(name, 24, optimizer=mkv.SGD())
+            table.upsert(IDS[:rows], np.ones((rows, 24), np.float32))
+        monkeypatch.setattr(RecordWriter, "append", append)
+        before = in_hand_bytes()
+        store.seal() if kind == "seal" else store.snapshot()
+        monkeypatch.undo()
+        assert limit // 80 < max(seen) - before <= limit // 64
+        assert in_hand_bytes() == before
 
 
 def test_what_was_freed_goes_back_after_seals_and_snapshots_of_a_store_with_a_limit(
