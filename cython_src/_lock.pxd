@@ -138,31 +138,30 @@ cdef inline void lock_leave(Lock* lock) noexcept nogil:
     pthread_rwlock_unlock(&lock.lock)
 
 
+cdef inline bint lock_is_wanted(Lock* lock, bint by_writers) noexcept nogil:
+    return MKV_LOAD(&lock.readers_waiting) + by_writers * MKV_LOAD(&lock.writers_waiting) != 0
+
+
+cdef inline bint lock_pass_some(Lock* lock, bint to_writers) noexcept nogil:
+    cdef int64_t end
+    if not lock_is_wanted(lock, to_writers):
+        return False
+    lock_leave(lock)
+    end = mkv_lock_now_ns() + LOCK_PASS_NS
+    while lock_is_wanted(lock, to_writers) and mkv_lock_now_ns() < end:
+        MKV_PAUSE()
+    lock_alone(lock)
+    return True
+
+
 cdef inline bint lock_pass(Lock* lock) noexcept nogil:
     """Let readers that wait in; whether there were any: others may have come in, too.
 
     The lock is held alone before and after.
     """
-    cdef int64_t end
-    if MKV_LOAD(&lock.readers_waiting) == 0:
-        return False
-    lock_leave(lock)
-    end = mkv_lock_now_ns() + LOCK_PASS_NS
-    while MKV_LOAD(&lock.readers_waiting) and mkv_lock_now_ns() < end:
-        MKV_PAUSE()
-    lock_alone(lock)
-    return True
+    return lock_pass_some(lock, False)
 
 
 cdef inline bint lock_pass_any(Lock* lock) noexcept nogil:
     """As lock_pass, for writers that wait, too."""
-    cdef int64_t end
-    if MKV_LOAD(&lock.readers_waiting) + MKV_LOAD(&lock.writers_waiting) == 0:
-        return False
-    lock_leave(lock)
-    end = mkv_lock_now_ns() + LOCK_PASS_NS
-    while (MKV_LOAD(&lock.readers_waiting) + MKV_LOAD(&lock.writers_waiting)
-            and mkv_lock_now_ns() < end):
-        MKV_PAUSE()
-    lock_alone(lock)
-    return True
+    return lock_pass_some(lock, True)
