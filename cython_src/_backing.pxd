@@ -8,15 +8,8 @@ small pages, which cost it a little at a time; the thread makes them one huge pa
 
 from libc.stdint cimport uint32_t
 
+from monolith_kv._thread cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from monolith_kv._types cimport status_t
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
-    ctypedef struct pthread_t:
-        pass
 
 cdef enum:
     REGION_BYTES = 2097152

@@ -4,18 +4,20 @@ from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from monolith_kv._thread cimport (
+    getpid,
+    mkv_thread_start,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_signal,
+    pthread_cond_wait,
+    pthread_join,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
 from monolith_kv._types cimport STATUS_OK, STATUS_OUT_OF_MEMORY, status_t
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
-    int pthread_cond_init(pthread_cond_t* condition, void* attributes)
-    int pthread_cond_destroy(pthread_cond_t* condition)
-    int pthread_cond_signal(pthread_cond_t* condition)
-    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
-    int pthread_join(pthread_t thread, void** result)
 
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
@@ -28,11 +30,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef extern from *:
     """
-    #include <pthread.h>
-    #include <signal.h>
-    #include <string.h>
     #include <sys/mman.h>
-    #include <unistd.h>
     /* Where the system has no huge pages, small ones stay, and all that is lost is speed. */
     static void mkv_region_advise(char *region, size_t bytes) {
     #ifdef MADV_HUGEPAGE
@@ -53,23 +51,10 @@ cdef extern from *:
         madvise(region, bytes, 25);   /* MADV_COLLAPSE, which older headers lack */
     #endif
     }
-    /* Signals are for the threads of the application: their handlers are Python's. */
-    static int mkv_thread_start(pthread_t *thread, void *(*run)(void *), void *argument) {
-        sigset_t all, before;
-        int failed;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        failed = pthread_create(thread, NULL, run, argument);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        return failed;
-    }
     """
     void mkv_region_advise(char* region, size_t size_bytes) noexcept nogil
     void mkv_region_back(char* region, size_t size_bytes) noexcept nogil
     void mkv_region_collapse(char* region, size_t size_bytes) noexcept nogil
-    int mkv_thread_start(
-        pthread_t* thread, void* (*run)(void*) noexcept nogil, void* argument) noexcept nogil
-    int getpid() noexcept nogil
 
 
 cdef status_t backer_create(Backer* backer) noexcept nogil:

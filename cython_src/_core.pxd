@@ -15,6 +15,9 @@ from monolith_kv._types cimport fid_t, status_t, unix_s_t
 cdef class Barrier:
     # Calls that change rows hold it shared, whoever needs an instant between calls alone.
     cdef Lock lock
+    # Of a change in steps that is under way, with the lock shared.
+    cdef object change
+    cdef unsigned long change_thread
 
     cdef void enter(self) noexcept nogil
     cdef void leave(self) noexcept nogil

@@ -172,6 +172,10 @@ cdef int batch_of(Batch* batch, const uint64_t[::1] fids) except -1:
     return raise_status(status)
 
 
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
+
 cdef class Barrier:
     """Between calls: hold it, and no call that changes rows is under way."""
 
@@ -188,7 +192,13 @@ cdef class Barrier:
     cdef void leave(self) noexcept nogil:
         lock_leave(&self.lock)
 
+    def settle(self):
+        """Finish a change that this very thread is in the middle of: a signal came in between."""
+        if self.change is not None and self.change_thread == PyThread_get_thread_ident():
+            self.change.finish()
+
     def hold(self):
+        self.settle()
         with nogil:
             lock_alone(&self.lock)
 

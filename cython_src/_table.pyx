@@ -10,18 +10,18 @@ import numpy as np
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from monolith_kv._admission cimport shards_pull, shard_see
-from monolith_kv._batch cimport (
-    Batch,
-    Sums,
-    Unique,
-    batch_create,
-    batch_destroy,
-    sums_create,
-    sums_destroy,
-    unique_create,
-    unique_destroy,
-)
+from monolith_kv._batch cimport Batch, batch_destroy
 from monolith_kv._buffer cimport Buffer, buffer_free, buffer_init
+from monolith_kv._change cimport (
+    Change,
+    change_begin,
+    change_check,
+    change_create,
+    change_destroy,
+    change_run,
+    change_set,
+    shards_forget,
+)
 from monolith_kv._check cimport core_problems
 from monolith_kv._core cimport (
     batch_of,
@@ -34,7 +34,7 @@ from monolith_kv._core cimport (
     whole_seconds,
 )
 from monolith_kv._finite cimport floats_finite
-from monolith_kv._hashing cimport SHARDS, hash_fid, hash_shard
+from monolith_kv._hashing cimport SHARDS
 from monolith_kv._lock cimport lock_alone, lock_leave
 from monolith_kv._pooling cimport pool_bags
 from monolith_kv._read cimport (
@@ -48,21 +48,20 @@ from monolith_kv._read cimport (
 )
 from monolith_kv._shard cimport MKV_ADD64, Shard, shards_promise
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
-from monolith_kv._tier cimport shard_put_back
 from monolith_kv._types cimport STATUS_NOT_NUMBERS, STATUS_OK, fid_t, status_t, unix_s_t
 from monolith_kv._views cimport Views
 from monolith_kv._write cimport (
     shard_insert,
     shard_remove,
-    shard_upsert_new,
-    shards_push,
     shards_upsert,
 )
 
 from monolith_kv._core import Barrier, give_back_freed, in_hand_block, in_hand_bytes
+from monolith_kv._steps import Helper, PreparedChange
 
 __all__ = [
-    "Barrier", "PreparedPush", "TableCore", "give_back_freed", "in_hand_block", "in_hand_bytes"]
+    "Barrier", "Helper", "PreparedChange", "TableCore", "give_back_freed", "in_hand_block",
+    "in_hand_bytes"]
 
 
 cdef object cold_positions(Buffer* cold):
@@ -74,51 +73,6 @@ cdef object cold_positions(Buffer* cold):
 
 cdef status_t check_numbers(const float* values, size_t count) noexcept nogil:
     return STATUS_OK if floats_finite(values, count) else STATUS_NOT_NUMBERS
-
-
-cdef struct Push:
-    # All of a push that needs no row: it cannot fail for its arguments any more.
-    Unique unique
-    Sums sums
-    Batch batch                    # of the distinct fids
-
-
-cdef status_t push_create(
-    Push* push, const fid_t* fids, const float* gradients, size_t count, size_t dim
-) noexcept nogil:
-    cdef status_t status = check_numbers(gradients, count * dim)
-    if status == STATUS_OK:
-        status = unique_create(&push.unique, fids, count)
-    if status != STATUS_OK:
-        return status
-    status = sums_create(&push.sums, &push.unique, gradients, count, dim)
-    if status == STATUS_OK:
-        status = batch_create(&push.batch, push.unique.fids, push.unique.count)
-        if status == STATUS_OK:
-            return STATUS_OK
-        sums_destroy(&push.sums)
-    unique_destroy(&push.unique)
-    return status
-
-
-cdef void push_destroy(Push* push) noexcept nogil:
-    batch_destroy(&push.batch)
-    sums_destroy(&push.sums)
-    unique_destroy(&push.unique)
-
-
-cdef class PreparedPush:
-    """A push whose arguments were checked and summed, to be made once it is in the log."""
-
-    cdef Push push
-    cdef bint is_ready
-    # What `push` points into.
-    cdef const uint64_t[::1] ids
-    cdef const float[:, ::1] gradients
-
-    def __dealloc__(self):
-        if self.is_ready:
-            push_destroy(&self.push)
 
 
 cdef class TableCore(Views):
@@ -216,20 +170,10 @@ cdef class TableCore(Views):
             status = shards_pull(
                 self.shards, fids, count, &out[0, 0], now_s, may_insert, &inserted)
             if status != STATUS_OK:
-                self.forget(&inserted)
+                shards_forget(self.shards, &inserted)
             self.barrier.leave()
         raise_status(status)
         return take_fids(&inserted)
-
-    cdef void forget(self, Buffer* inserted) noexcept nogil:
-        """Take rows out again that a call has inserted before its memory ended; frees the list."""
-        cdef const fid_t* fids = <const fid_t*>inserted.data
-        cdef uint64_t hashed
-        cdef size_t i
-        for i in range(inserted.count // sizeof(fid_t)):
-            hashed = hash_fid(fids[i])
-            shard_put_back(&self.shards[hash_shard(hashed)], fids[i], hashed, NULL)
-        buffer_free(inserted)
 
     def insert(self, const uint64_t[::1] ids, double now):
         cdef Batch batch
@@ -246,97 +190,46 @@ cdef class TableCore(Views):
         raise_status(status)
 
     def push(self, const uint64_t[::1] ids, const float[:, ::1] gradients, double now):
-        cdef Push push
-        cdef const fid_t* fids = fids_of(ids)
-        cdef size_t count = ids.shape[0]
+        cdef Change change
         cdef unix_s_t now_s = whole_seconds(now)
         cdef status_t status
-        if count == 0:
+        if ids.shape[0] == 0:
             return
+        change_set(
+            &change, self.shards, fids_of(ids), &gradients[0, 0], ids.shape[0], False)
         with nogil:
-            status = push_create(&push, fids, &gradients[0, 0], count, self.policy.dim)
+            status = change_check(&change)
             if status == STATUS_OK:
-                status = self.make(&push, now_s)
-                push_destroy(&push)
+                status = change_create(&change)
+            if status == STATUS_OK:
+                self.barrier.enter()
+                status = change_begin(&change, now_s)
+                if status == STATUS_OK:
+                    change_run(&change)
+                self.barrier.leave()
+                change_destroy(&change)
         raise_status(status)
-
-    def prepare_push(self, const uint64_t[::1] ids, const float[:, ::1] gradients):
-        cdef PreparedPush prepared = PreparedPush()
-        cdef const fid_t* fids = fids_of(ids)
-        cdef size_t count = ids.shape[0]
-        cdef status_t status
-        if count == 0:
-            return prepared
-        prepared.ids, prepared.gradients = ids, gradients
-        with nogil:
-            status = push_create(&prepared.push, fids, &gradients[0, 0], count, self.policy.dim)
-        raise_status(status)
-        prepared.is_ready = True
-        return prepared
-
-    def push_prepared(self, PreparedPush prepared, double now):
-        cdef unix_s_t now_s = whole_seconds(now)
-        cdef status_t status
-        if not prepared.is_ready:
-            return
-        with nogil:
-            status = self.make(&prepared.push, now_s)
-        raise_status(status)
-
-    cdef status_t make(self, const Push* push, unix_s_t now_s) noexcept nogil:
-        cdef status_t status
-        self.barrier.enter()
-        status = shards_push(self.shards, &push.batch, push.sums.gradients, now_s)
-        self.barrier.leave()
-        return status
 
     def upsert(self, const uint64_t[::1] ids, const float[:, ::1] rows, double now):
-        cdef Batch batch
-        cdef const fid_t* fids = fids_of(ids)
-        cdef size_t count = ids.shape[0]
+        cdef Change change
         cdef unix_s_t now_s = whole_seconds(now)
         cdef status_t status
-        if count == 0:
+        if ids.shape[0] == 0:
             return
+        change_set(&change, self.shards, fids_of(ids), &rows[0, 0], ids.shape[0], True)
         with nogil:
-            status = check_numbers(&rows[0, 0], count * self.policy.dim)
+            status = change_check(&change)
             if status == STATUS_OK:
-                status = batch_create(&batch, fids, count)
+                status = change_create(&change)
             if status == STATUS_OK:
                 self.barrier.enter()
-                status = shards_upsert(self.shards, &batch, &rows[0, 0], now_s)
+                # In one pass: rows that are absent are made on the way.
+                status = shards_promise(self.shards, &change.batch)
+                if status == STATUS_OK:
+                    status = shards_upsert(
+                        self.shards, &change.batch, change.values, now_s, &change.left)
                 self.barrier.leave()
-                batch_destroy(&batch)
-        raise_status(status)
-
-    def upsert_new(self, const uint64_t[::1] ids, const float[:, ::1] rows, double now):
-        cdef Batch batch
-        cdef Buffer inserted
-        cdef size_t shard
-        cdef unix_s_t now_s = whole_seconds(now)
-        cdef status_t status
-        buffer_init(&inserted)
-        if ids.shape[0]:
-            batch_of(&batch, ids)
-            with nogil:
-                status = check_numbers(&rows[0, 0], rows.shape[0] * self.policy.dim)
-                self.barrier.enter()
-                for shard in range(SHARDS):
-                    if status == STATUS_OK:
-                        status = shard_upsert_new(
-                            &self.shards[shard], &batch, shard, &rows[0, 0], now_s, &inserted)
-                if status != STATUS_OK:
-                    self.forget(&inserted)
-                self.barrier.leave()
-                batch_destroy(&batch)
-            raise_freeing(status, &inserted, NULL, NULL)
-        return take_fids(&inserted)
-
-    def check_upsert(self, const float[:, ::1] rows):
-        cdef status_t status = STATUS_OK
-        with nogil:
-            if rows.shape[0]:
-                status = check_numbers(&rows[0, 0], rows.shape[0] * self.policy.dim)
+                change_destroy(&change)
         raise_status(status)
 
     def remove(self, const uint64_t[::1] ids):

@@ -8,10 +8,16 @@ from monolith_kv._batch cimport Batch
 from monolith_kv._buffer cimport Buffer, buffer_append_u64, buffer_reserve
 from monolith_kv._cuckoo cimport FIND_GROUP, cuckoo_find_one
 from monolith_kv._hashing cimport SHARDS
-from monolith_kv._lock cimport PASS_IDS, lock_alone, lock_leave, lock_pass
+from monolith_kv._lock cimport (
+    MKV_LOAD,
+    PASS_IDS,
+    lock_alone,
+    lock_leave,
+    lock_pass,
+    lock_try_shared,
+)
 from monolith_kv._row cimport ROW_UNSUMMED, row_clamp_time, row_is_cold, row_renew
 from monolith_kv._shard cimport (
-    ALL_SHARDS,
     Group,
     Policy,
     Shard,
@@ -26,16 +32,18 @@ from monolith_kv._shard cimport (
     locked_reserve,
     locked_touch,
     shard_enter_alone,
-    shards_promise,
 )
 from monolith_kv._types cimport (
     STATUS_OK,
-    STATUS_OUT_OF_MEMORY,
     fid_t,
     row_t,
     status_t,
     unix_s_t,
 )
+
+cdef extern from "atomics.h" nogil:
+    uint32_t MKV_CLEAR32(uint32_t* place, uint32_t bits)
+    uint32_t MKV_SET32(uint32_t* place, uint32_t bits)
 
 cdef extern from "stream.h" nogil:
     bint mkv_streams(const float* target, size_t floats)
@@ -88,24 +96,43 @@ cdef size_t locked_push_some(
     return end
 
 
-cdef status_t shards_push(
-    Shard* shards, const Batch* batch, const float** gradients, unix_s_t now
+cdef void shards_push(
+    Shard* shards, const Batch* batch, const float** gradients, unix_s_t now, uint32_t* left
 ) noexcept nogil:
     """Step distinct ids; gradients[position] is each one's sum."""
-    cdef uint32_t left = ALL_SHARDS
     cdef size_t number
+    cdef uint32_t bit
     cdef bint is_patient
-    if shards_promise(shards, batch) != STATUS_OK:
-        return STATUS_OUT_OF_MEMORY
     now = row_clamp_time(now)
     for is_patient in range(2):
         for number in range(SHARDS):
-            if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
+            bit = <uint32_t>1 << number
+            if not MKV_CLEAR32(left, bit) & bit:
+                continue
+            if shard_enter_alone(&shards[number], is_patient):
                 locked_push(&shards[number], batch, number, gradients, now)
                 locked_promise_end(&shards[number], batch, number)
                 lock_leave(&shards[number].lock)
-                left ^= <uint32_t>1 << number
-    return STATUS_OK
+            else:
+                MKV_SET32(left, bit)
+
+
+cdef void shards_warm(Shard* shards, const Batch* batch, const int* is_over) noexcept nogil:
+    cdef size_t number
+    cdef size_t start
+    cdef size_t end
+    cdef Group group
+    # The last ones first: whoever pushes begins with the first.
+    for number in range(SHARDS - 1, -1, -1):
+        if not lock_try_shared(&shards[number].lock):
+            continue
+        start = batch.starts[number]
+        end = batch.starts[number + 1]
+        while start < end and not MKV_LOAD(is_over):
+            group_fill(&shards[number], batch, start, step_end(start, end), &group)
+            group_prefetch(&shards[number], &group, True, True, True)
+            start += group.count
+        lock_leave(&shards[number].lock)
 
 
 cdef void locked_push(
@@ -144,22 +171,24 @@ cdef void embedding_set(float* target, const float* embedding, size_t dim) noexc
 
 
 cdef status_t shards_upsert(
-    Shard* shards, const Batch* batch, const float* rows, unix_s_t now
+    Shard* shards, const Batch* batch, const float* rows, unix_s_t now, uint32_t* left
 ) noexcept nogil:
-    cdef uint32_t left = ALL_SHARDS
     cdef size_t number
+    cdef uint32_t bit
     cdef bint is_patient
-    cdef status_t status = shards_promise(shards, batch)
-    if status != STATUS_OK:
-        return status
+    cdef status_t status = STATUS_OK
     now = row_clamp_time(now)
     for is_patient in range(2):
         for number in range(SHARDS):
-            if left >> number & 1 and shard_enter_alone(&shards[number], is_patient):
+            bit = <uint32_t>1 << number
+            if not MKV_CLEAR32(left, bit) & bit:
+                continue
+            if shard_enter_alone(&shards[number], is_patient):
                 status |= locked_upsert(&shards[number], batch, number, rows, now)
                 locked_promise_end(&shards[number], batch, number)
                 lock_leave(&shards[number].lock)
-                left ^= <uint32_t>1 << number
+            else:
+                MKV_SET32(left, bit)
     return status
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Barrier", "PreparedPush", "TableCore", "give_back_freed", "in_hand_block", "in_hand_bytes",
+    "Barrier", "Helper", "PreparedChange", "TableCore", "give_back_freed", "in_hand_block",
+    "in_hand_bytes",
 ]  # fmt: skip
 
 Fids = NDArray[np.uint64]
@@ -27,6 +28,8 @@ def give_back_freed() -> None: ...  # What was freed, to the system.
 class Barrier:
     """Between calls: while it is held no call that changes rows is under way."""
 
+    # Finishes a change that this very thread is in the middle of; so does `hold`.
+    def settle(self) -> None: ...
     def hold(self) -> None: ...
     def release(self) -> None: ...
     def __enter__(self) -> Barrier: ...
@@ -37,8 +40,40 @@ class Barrier:
         trace: TracebackType | None,
     ) -> None: ...
 
-class PreparedPush:
-    """A push whose arguments were checked and summed, to be made once it is in the log."""
+class Helper:
+    """One more thread for large changes; begins when there is one."""
+
+class PreparedChange:
+    """A push or an upsert in steps, so that it can be logged in between.
+
+    A helper takes part in large ones.
+
+    The arrays stay as they are until `finish`, which leaving a `with` block calls.
+    """
+
+    def __init__(
+        self,
+        core: TableCore,
+        ids: Fids,
+        values: Floats,
+        is_upsert: bool,
+        helper: Helper | None = None,
+    ) -> None: ...
+    @property
+    def is_started(self) -> bool: ...
+    # Raises what is wrong with the arguments. Nothing is, once it has returned.
+    def settle(self) -> None: ...
+    # Begins to make it; nothing of it was made if this raises.
+    def start(self, now: float) -> None: ...
+    # Makes what is left of it; drops it if it was not started.
+    def finish(self) -> None: ...
+    def __enter__(self) -> PreparedChange: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 class TableCore:
     """One table's rows: arrays in and out, the GIL released in between."""
@@ -83,13 +118,7 @@ class TableCore:
     def pull(self, ids: Fids, out: Floats, now: float, may_insert: bool) -> Fids: ...
     def insert(self, ids: Fids, now: float) -> None: ...
     def push(self, ids: Fids, gradients: Floats, now: float) -> None: ...
-    # In two steps, so that it can be logged in between; the arrays stay as they are until then.
-    def prepare_push(self, ids: Fids, gradients: Floats) -> PreparedPush: ...
-    def push_prepared(self, prepared: PreparedPush, now: float) -> None: ...
     def upsert(self, ids: Fids, rows: Floats, now: float) -> None: ...
-    # The ids that were absent, which have the first of their rows now; of an error, none has.
-    def upsert_new(self, ids: Fids, rows: Floats, now: float) -> Fids: ...
-    def check_upsert(self, rows: Floats) -> None: ...
     def remove(self, ids: Fids) -> int: ...
 
     # --- records

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 from numpy.typing import NDArray
 
+from monolith_kv._table import PreparedChange
 from monolith_kv.budget import promote
 from monolith_kv.errors import ClosedError, Error, StoreFullError
 from monolith_kv.state import NO_RECORDS, StoreState, TableEntry
@@ -62,14 +63,7 @@ def push(state: StoreState, entry: TableEntry, ids: Fids, gradients: Rows) -> No
         return
 
     def call(log: CallLogWriter | None) -> int:
-        now, offset = state.clock(), 0
-        prepared = core.prepare_push(ids, gradients)
-        if log is not None and len(ids):
-            offset = log.push(entry.id, now, ids, gradients)
-        with taking_back(state, log, offset):
-            _begin_sync(state, log)
-            core.push_prepared(prepared, now)
-        return offset
+        return _change(state, entry, ids, gradients, log, is_upsert=False)
 
     _serially(state, entry, ids, call)
 
@@ -83,7 +77,6 @@ def upsert(state: StoreState, entry: TableEntry, ids: Fids, rows: Rows) -> None:
         return
 
     def call(log: CallLogWriter | None) -> int:
-        now, offset = state.clock(), 0
         if state.budget is not None and state.budget.is_full:
             is_there = np.empty(len(ids), np.uint8)
             core.contains(ids, is_there)
@@ -92,20 +85,30 @@ def upsert(state: StoreState, entry: TableEntry, ids: Fids, rows: Rows) -> None:
                     "no room for new ids: raise memory_limit or overflow_limit, or expire or "
                     "remove rows"
                 )
-        if log is not None and len(ids):
-            core.check_upsert(rows)
-            offset = log.upsert(entry.id, now, ids, rows)
-        with taking_back(state, log, offset):
-            _begin_sync(state, log)
-            inserted = core.upsert_new(ids, rows, now)
-            try:
-                core.upsert(ids, rows, now)
-            except BaseException:
-                core.put_back(NO_RECORDS, inserted)
-                raise
-        return offset
+        return _change(state, entry, ids, rows, log, is_upsert=True)
 
     _serially(state, entry, ids, call)
+
+
+def _change(
+    state: StoreState,
+    entry: TableEntry,
+    ids: Fids,
+    values: Rows,
+    log: CallLogWriter | None,
+    *,
+    is_upsert: bool,
+) -> int:
+    """Log a push or an upsert and make it; the offset in the log. Under the mutex."""
+    now, offset = state.clock(), 0
+    with PreparedChange(entry.core, ids, values, is_upsert, state.helper) as change:
+        if log is not None and len(ids):
+            write = log.upsert if is_upsert else log.push
+            offset = write(entry.id, now, ids, values, change.settle)
+        with taking_back(state, log, offset, lambda: change.is_started):
+            change.start(now)
+        _flush_meanwhile(state, log)
+    return offset
 
 
 def remove(state: StoreState, entry: TableEntry, ids: Fids) -> int:
@@ -158,12 +161,22 @@ def log_call(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWrite
 
 
 @contextlib.contextmanager
-def taking_back(state: StoreState, log: CallLogWriter | None, offset: int) -> Iterator[None]:
-    """Make a call that was logged; where it fails it is in neither. Under the mutex."""
+def taking_back(
+    state: StoreState,
+    log: CallLogWriter | None,
+    offset: int,
+    is_made: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """Make a call that was logged; where it fails it is in neither. Under the mutex.
+
+    Notes
+    -----
+    Ctrl-C may raise behind a call that was made: `is_made` tells.
+    """
     try:
         yield
     except BaseException as error:
-        if log is not None and offset:
+        if log is not None and offset and not is_made():
             try:
                 log.take_back(offset)
             finally:
@@ -196,10 +209,10 @@ def _sync(state: StoreState, log: CallLogWriter, offset: int | None, *, is_patie
         raise
 
 
-def _begin_sync(state: StoreState, log: CallLogWriter | None) -> None:
-    """Let the disk work while memory is changed."""
-    if log is not None and state.settings.durability == "sync":
-        log.begin_sync()
+def _flush_meanwhile(state: StoreState, log: CallLogWriter | None) -> None:
+    """Let the disk work while a helper changes memory; not where others would wait for the disk."""
+    if log is not None and state.settings.durability == "sync" and state.is_alone:
+        log.flush_alone()
 
 
 def _acknowledge_unlogged(state: StoreState) -> None:
@@ -218,7 +231,9 @@ def _serially(
 ) -> None:
     # A pull mostly appends nothing: nobody's flush should wait for it.
     with _coming(state) if is_coming else contextlib.nullcontext(), state.mutex:
+        state.barrier.settle()  # The handler of a signal may come here from within a call.
         state.check_writable()
+        state.note_caller()
         if entry.dropped:
             raise ClosedError(f"table {entry.schema.name} was dropped")
         if state.budget is not None and state.budget.is_full:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from monolith_kv._table import Barrier, TableCore
+from monolith_kv._table import Barrier, Helper, TableCore
 from monolith_kv.errors import (
     ClosedError,
     CorruptionError,
@@ -181,6 +181,10 @@ class StoreState:
         self.mutex = threading.RLock()
         self.snapshotting = threading.RLock()
         self.barrier = Barrier()
+        # Guarded by mutex.
+        self.helper = Helper() if settings.is_logged else None  # For large calls.
+        self.caller = 0  # The thread that made the last call which changes rows,
+        self.is_alone = False  # and whether it had made the one before, too.
         # Bucket choice only; nobody outside may know it, nothing on disk depends on it.
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.manifest = Manifest()  # Replaced as a whole. Guarded by files.
@@ -299,6 +303,11 @@ class StoreState:
         if self.closed:
             raise ClosedError(f"the store {self.path} was closed during the call")
 
+    def note_caller(self) -> None:
+        """Note whether one thread makes all calls, as far as is known. Under the mutex."""
+        thread = threading.get_ident()
+        self.is_alone, self.caller = self.caller == thread, thread
+
     # --- the call log ----------------------------------------------------------------------
 
     def open_log(self) -> CallLogWriter | None:
@@ -310,8 +319,9 @@ class StoreState:
             is_ours = self.log_begun == number
             try:
                 self.log = CallLogWriter(
-                    self.path, found.uuid, number, found.lineage.epoch, replace=is_ours
-                )
+                    self.path, found.uuid, number, found.lineage.epoch, replace=is_ours,
+                    is_flushed_soon=self.settings.durability == "sync",
+                )  # fmt: skip
             except FileExistsError:
                 raise
             except BaseException:

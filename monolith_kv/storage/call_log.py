@@ -5,7 +5,7 @@ dropped as whole files. Records hold the arguments (and the `now`) of a call, no
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -135,6 +135,8 @@ class CallLogWriter:
         In which the calls are made.
     replace : bool
         Whether a log of this number is one that could not be finished making: no call is in it.
+    is_flushed_soon : bool
+        Whether each call is flushed.
 
     Raises
     ------
@@ -153,13 +155,16 @@ class CallLogWriter:
     """
 
     def __init__(
-        self, root: str, uuid: str, number: int, epoch: int, *, replace: bool = False
-    ) -> None:
+        self, root: str, uuid: str, number: int, epoch: int, *, replace: bool = False,
+        is_flushed_soon: bool = False,
+    ) -> None:  # fmt: skip
         self.number = number
         self.path = path_of(root, number)
         files.make_folder(os.path.dirname(self.path))
         identity = FileIdentity(uuid, epoch, number)
-        self._log = LogWriter(self.path, FileType.CALLS, identity, replace=replace)
+        self._log = LogWriter(
+            self.path, FileType.CALLS, identity, replace=replace, is_flushed_soon=is_flushed_soon
+        )
 
     @property
     def size(self) -> int:
@@ -181,16 +186,26 @@ class CallLogWriter:
         return self._fids(RecordKind.INSERT, table, fids, [_time(now)])
 
     def push(
-        self, table: int, now: float, fids: NDArray[np.uint64], gradients: NDArray[np.float32]
+        self,
+        table: int,
+        now: float,
+        fids: NDArray[np.uint64],
+        gradients: NDArray[np.float32],
+        settle: Callable[[], None] | None = None,
     ) -> int:
         """Log a push: uint64 (n,) and float32 (n, dim), C-contiguous, not copied."""
-        return self._fids(RecordKind.PUSH, table, fids, [_time(now)], gradients)
+        return self._fids(RecordKind.PUSH, table, fids, [_time(now)], gradients, settle)
 
     def upsert(
-        self, table: int, now: float, fids: NDArray[np.uint64], rows: NDArray[np.float32]
+        self,
+        table: int,
+        now: float,
+        fids: NDArray[np.uint64],
+        rows: NDArray[np.float32],
+        settle: Callable[[], None] | None = None,
     ) -> int:
         """Log an upsert: uint64 (n,) and float32 (n, dim), C-contiguous, not copied."""
-        return self._fids(RecordKind.UPSERT, table, fids, [_time(now)], rows)
+        return self._fids(RecordKind.UPSERT, table, fids, [_time(now)], rows, settle)
 
     def remove(self, table: int, fids: NDArray[np.uint64]) -> int:
         """Log the removal of ids."""
@@ -220,9 +235,9 @@ class CallLogWriter:
         """Tell those who are about to flush that it is worth to wait for this caller's call."""
         return self._log.coming()
 
-    def begin_sync(self) -> None:
-        """Begin to flush, for a caller who has work to do until it calls `sync`."""
-        self._log.begin_sync()
+    def flush_alone(self) -> None:
+        """Flush, unless the caller is one of several; `sync` tells of errors."""
+        self._log.flush_alone()
 
     def sync(self, offset: int | None = None, *, is_patient: bool = True) -> None:
         """Return when the calls below `offset` (all by default) are on stable storage."""
@@ -239,12 +254,13 @@ class CallLogWriter:
         fids: NDArray[np.uint64],
         head: list[Buffer],
         rows: NDArray[np.float32] | None = None,
+        settle: Callable[[], None] | None = None,
     ) -> int:
         # On a little-endian machine, that is everywhere, these copy nothing.
         payload: list[Buffer] = [*head, np.ascontiguousarray(fids, FID)]
         if rows is not None:
             payload.append(np.ascontiguousarray(rows, FLOAT))
-        return self._log.append(kind, payload, table, len(fids))
+        return self._log.append(kind, payload, table, len(fids), settle)
 
 
 class CallLogReader(Closing):

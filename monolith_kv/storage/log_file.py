@@ -8,7 +8,7 @@ storage. How it is read after a crash: log_reader.py.
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from monolith_kv.errors import ClosedError, Error
 from monolith_kv.storage import files
@@ -22,14 +22,18 @@ from monolith_kv.storage.format import (
     unpack_header,
 )
 from monolith_kv.storage.framing import (
+    Frame,
     encode_json,
     frame_payload,
+    split_payload,
 )
 
 GROUP_CALLS = 6  # Calls that a flush waits for while others are on their way to append.
 GROUP_GAP_S = 0.02  # But no longer than this in all: they may be held up elsewhere.
-BEGIN_S = 0.001  # How long at most to wait for a flush that is about to begin.
-BESIDE_BYTES = 256 << 10  # From here on memory has enough to do to wake a thread for the flush.
+ALONE_BYTES = 256 << 10  # From here on memory has so much to do that a thread helps with it.
+
+
+PIECE_BYTES = 1 << 20  # At least: the disk begins with one while the next one is written.
 
 
 class LogWriter:
@@ -45,6 +49,8 @@ class LogWriter:
         Where it belongs.
     replace : bool
         Whether a file of this name is one that the caller could not finish making, to be replaced.
+    is_flushed_soon : bool
+        Whether a flush follows each call, so that the disk should begin early.
 
     Raises
     ------
@@ -55,10 +61,12 @@ class LogWriter:
     """
 
     def __init__(
-        self, path: str, file_type: FileType, identity: FileIdentity, *, replace: bool = False
-    ) -> None:
+        self, path: str, file_type: FileType, identity: FileIdentity, *, replace: bool = False,
+        is_flushed_soon: bool = False,
+    ) -> None:  # fmt: skip
         self.path = path
         self.records = 0
+        self._is_flushed_soon = is_flushed_soon
         self._pid = os.getpid()
         self._turn = threading.Condition()
         # All below is guarded by _turn.
@@ -66,8 +74,6 @@ class LogWriter:
         self._coming = 0  # Callers on their way to append.
         self._gathered = 0  # Appended since the last flush began.
         self._is_shared = False  # Whether the last flush was for several.
-        self._beside: threading.Thread | None = None  # Flushes beside callers; ends with the log.
-        self._is_begun = False  # Whether it has something to do.
         self._is_cut = False  # Whether bytes were cut off that a power cut may bring back.
         self._failure: OSError | None = None
         self._fd, temporary = files.create_temporary(path)
@@ -102,7 +108,12 @@ class LogWriter:
         return self._failure is not None
 
     def append(
-        self, kind: int, payload: Buffer | Sequence[Buffer], table: int = 0, count: int = 0
+        self,
+        kind: int,
+        payload: Buffer | Sequence[Buffer],
+        table: int = 0,
+        count: int = 0,
+        settle: Callable[[], None] | None = None,
     ) -> int:
         """Hand one record to the operating system; return the offset to `sync` for it.
 
@@ -110,17 +121,19 @@ class LogWriter:
         ----------
         kind, payload, table, count
             As in `RecordWriter.append`.
+        settle : callable, optional
+            Called once before anything is written, to be done meanwhile in another thread.
 
         Raises
         ------
         StoreFullError, OSError
-            Nothing was appended; the next call may succeed.
+            Nothing was appended; the next call may succeed. So it is with what `settle` raises.
         Error
             The log was given up.
         """
         with self._turn:
             self._check()
-            end = self._append(kind, payload, table, count)
+            end = self._append(kind, payload, table, count, settle)
             self._gathered += 1
             return end
 
@@ -136,44 +149,19 @@ class LogWriter:
                 self._coming -= 1
                 self._turn.notify_all()
 
-    def begin_sync(self) -> None:
-        """Begin to flush what was appended; `sync` waits for it.
+    def flush_alone(self) -> None:
+        """Flush what was appended, for a caller who has others work for it meanwhile.
 
         Notes
         -----
-        For a caller who has work to do meanwhile, and is alone: many have each other to wait for.
-        The flush is under way when this returns, unless that takes long.
+        Not for one of several threads: they have each other to wait for, and share a later flush.
+        Whoever calls `sync` is told what went wrong.
         """
         with self._turn:
-            is_worth_it = self._end - self._durable >= BESIDE_BYTES
+            is_worth_it = self._end - self._durable >= ALONE_BYTES
             if self._flushing or self._coming > 1 or self._is_shared or not is_worth_it:
                 return
-            self._is_begun = True
-            self._turn.notify_all()
-            if self._beside is None:
-                beside = threading.Thread(
-                    target=self._work_beside, name="monolith-kv-flush", daemon=True
-                )
-                with contextlib.suppress(RuntimeError):  # No more threads: `sync` does it all.
-                    beside.start()
-                    self._beside = beside
-            if self._beside is not None:
-                # A thread that was woken may have to wait for this one's processor, though another
-                # is idle (seen on virtual machines): until it is at the disk the caller rests.
-                self._turn.wait_for(lambda: self._flushing or not self._is_begun, BEGIN_S)
-
-    def _work_beside(self) -> None:
-        with self._turn:
-            while self._fd >= 0:
-                if self._is_begun:
-                    self._flush_begun()
-                else:
-                    self._turn.wait()
-
-    def _flush_begun(self) -> None:
-        self._is_begun = False
-        if self._fd >= 0 and not self._flushing and self._durable < self._end:
-            with contextlib.suppress(Error):  # Noted: whoever waits for it is told.
+            with contextlib.suppress(Error):
                 self._flush()
 
     def take_back(self, offset: int) -> None:
@@ -239,12 +227,8 @@ class LogWriter:
                 os.close(self._fd)
                 self._fd = -1
             return
-        try:
-            with self._turn:
-                self._close(clean)
-        finally:
-            if self._fd < 0 and self._beside is not None:
-                self._beside.join()
+        with self._turn:
+            self._close(clean)
 
     def _close(self, clean: bool) -> None:
         while self._flushing:
@@ -265,7 +249,6 @@ class LogWriter:
     def _shut(self) -> None:
         os.close(self._fd)
         self._fd = -1
-        self._turn.notify_all()
 
     def _finish(self) -> None:
         self._check()
@@ -275,17 +258,26 @@ class LogWriter:
         self._append(RecordKind.END, encode_json({"records": self.records}), 0, self.records)
         self._flush()
 
-    def _append(self, kind: int, payload: Buffer | Sequence[Buffer], table: int, count: int) -> int:
+    def _append(
+        self,
+        kind: int,
+        payload: Buffer | Sequence[Buffer],
+        table: int,
+        count: int,
+        settle: Callable[[], None] | None = None,
+    ) -> int:
         if self._is_cut:
             self._settle_cut()
         end, previous, records = self._end, self._previous, self.records
+        frames = list(
+            frame_payload(payload, self._seed, previous, kind, table, count, self._durable, False)
+        )
+        if settle is not None:
+            settle()
         try:
-            frames = frame_payload(
-                payload, self._seed, previous, kind, table, count, self._durable, False
-            )
             for frame in frames:
                 with files.disk_errors(self.path):
-                    files.write_all(self._fd, frame.buffers)
+                    self._write(frame, end)
                 end, previous, records = end + frame.size, frame.crc, records + 1
         except BaseException:
             self._cut_back()
@@ -293,6 +285,16 @@ class LogWriter:
         self._before = self._end, self._previous, self.records
         self._end, self._previous, self.records = end, previous, records
         return end
+
+    def _write(self, frame: Frame, offset: int) -> None:
+        pieces: Sequence[Sequence[Buffer]] = [frame.buffers]
+        if self._is_flushed_soon and frame.size >= 2 * PIECE_BYTES:
+            pieces = split_payload(frame.buffers, -(-frame.size // (frame.size // PIECE_BYTES)))
+        for piece in pieces:
+            written = files.write_all(self._fd, piece)
+            if piece is not pieces[-1]:  # With the last one the flush itself begins.
+                files.begin_flush(self._fd, offset, written)
+            offset += written
 
     def _cut_back(self) -> None:
         try:

@@ -75,7 +75,7 @@ WRITING = [
         "ack-first",
         "a call is acknowledged from a buffer, the log gets it with the next one",
         f"{STORAGE}/log_file.py",
-        "                    files.write_all(self._fd, frame.buffers)\n",
+        "                    self._write(frame, end)\n",
         "                    held = self.__dict__.setdefault('held', [])\n"
         "                    files.write_all(self._fd, held)\n"
         "                    held[:] = map(bytes, map(files.byte_view, frame.buffers))\n",
@@ -101,9 +101,8 @@ WRITING = [
         "memory-before-log",
         "a push changes memory before the log has it",
         "monolith_kv/calls.py",
-        "            offset = log.push(entry.id, now, ids, gradients)\n",
-        "            core.push_prepared(prepared, now)\n"
-        "            return log.push(entry.id, now, ids, gradients)\n",
+        "            offset = write(entry.id, now, ids, values, change.settle)\n",
+        "            change.start(now)\n            offset = write(entry.id, now, ids, values)\n",
         f"{PROMISES}::test_a_call_that_the_log_refuses_changes_nothing",
     ),
     bug(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from checks import WIDE
 
-from monolith_kv._table import Barrier, TableCore
+from monolith_kv._table import Barrier, Helper, PreparedChange, TableCore
 
 DIM, STATE, RECORD = 3, 3, 8 + 8 + 4 * (3 + 3)
 ROUNDS = 3_000 if WIDE else 300
@@ -36,13 +36,14 @@ class Everything:
         self.core.upsert(MOVED, floats(len(MOVED)), 1e9)
         self.core.begin_overflow(10)
         self.core.add_row_file(0, -1, 0, 64)
+        self.helper = Helper()
         self.now = itertools.count()
         self.is_over = threading.Event()
         self.failures: list[BaseException] = []
 
     def run(self) -> None:
         works = [self.change, self.change, self.read, self.seal, self.snapshot, self.move]
-        works += [self.expire, self.settle, self.look]
+        works += [self.expire, self.settle, self.look, self.step]
         threads = [threading.Thread(target=self.repeated, args=(work,)) for work in works]
         for thread in threads:
             thread.start()
@@ -74,6 +75,15 @@ class Everything:
         self.core.upsert(ids[:50], floats(50), now)
         self.core.remove(ids[:20])
         self.core.apply(np.empty(0, np.uint8), ids[20:30])
+
+    def step(self, number: int) -> None:
+        ids = SHARED[: 2_500 + number % 1_500]
+        is_upsert = number % 3 == 0
+        with PreparedChange(self.core, ids, floats(len(ids)), is_upsert, self.helper) as change:
+            if number % 5:
+                change.settle()
+            if number % 7:
+                change.start(float(next(self.now)))
 
     def read(self, number: int) -> None:
         ids = np.concatenate([SHARED[number % 3 :: 4], MOVED])
@@ -145,7 +155,6 @@ class Everything:
         self.core.set_optimizers([(0.1 / (1 + number % 4), 0.1, 0.0)])
         self.core.set_initializers([(1, float(number % 5), 0.0, 5)])
         self.core.set_gate((2 + number % 2, {3: 4}, *GATE[2:]) if number % 4 else GATE)
-        self.core.prepare_push(SHARED, floats(len(SHARED)))
 
     def look(self, number: int) -> None:
         core = self.core

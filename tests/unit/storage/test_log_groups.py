@@ -1,6 +1,7 @@
-"""Flushes that threads share: who waits for whom, and what happens beside the caller."""
+"""Flushes that threads share, and those of a caller who is alone: who waits for whom."""
 
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from samples import UUID
 import monolith_kv as mkv
 from monolith_kv.storage import files, log_file
 from monolith_kv.storage.format import FileIdentity, FileType, RecordKind
-from monolith_kv.storage.log_file import BESIDE_BYTES, GROUP_CALLS, LogWriter
+from monolith_kv.storage.log_file import ALONE_BYTES, GROUP_CALLS, PIECE_BYTES, LogWriter
+from monolith_kv.storage.log_reader import LogReader
 
 THREADS = 8
-LARGE = bytes(BESIDE_BYTES)
+LARGE = bytes(ALONE_BYTES)
 
 
 @pytest.fixture
@@ -75,109 +77,110 @@ def test_a_caller_alone_waits_for_nobody(
     assert len(flushes) == 1
 
 
-def test_a_flush_goes_on_beside_the_caller_who_then_waits_for_it(
-    log: LogWriter, monkeypatch: pytest.MonkeyPatch
+def test_a_caller_alone_flushes_before_it_has_to_wait_for_it(
+    log: LogWriter, flushes: list[str]
 ) -> None:
-    begun, may_end = threading.Event(), threading.Event()
-    threads = []
-
-    def slow(fd: int) -> None:
-        threads.append(threading.current_thread())
-        begun.set()
-        assert may_end.wait(30)
-
-    monkeypatch.setattr(files, "sync_file", slow)
-    monkeypatch.setattr(log_file, "BEGIN_S", 30.0)
     end = log.append(RecordKind.REMOVE, LARGE)
-    log.begin_sync()
-    assert log._flushing, "whoever works on now may keep the processor from it"
-    assert begun.wait(30)
-    assert log.durable < end
-    may_end.set()
-    log.sync(end)
+    log.flush_alone()
     assert log.durable == end
-    assert len(threads) == 1
-    assert threads[0] is not threading.current_thread()
-
-
-def test_a_flush_that_cannot_begin_beside_the_caller_is_not_waited_for_long(
-    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(LogWriter, "_work_beside", lambda self: None)
-    log.append(RecordKind.REMOVE, LARGE)
-    log.begin_sync()
-    log.sync()
+    log.sync(end)
     assert flushes == [threading.current_thread().name]
 
 
-def test_a_flush_that_fails_beside_the_caller_gives_the_log_up(
+def test_of_a_flush_alone_that_fails_the_next_sync_tells(
     log: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = threading.Event()
-
     def broken(fd: int) -> None:
-        failed.set()
         raise OSError(errno.EIO, "broken")
 
     monkeypatch.setattr(files, "sync_file", broken)
     end = log.append(RecordKind.REMOVE, LARGE)
-    log.begin_sync()
-    assert failed.wait(30)
+    log.flush_alone()
+    assert log.is_failed
     with pytest.raises(mkv.Error, match="given up after .*broken"):
         log.sync(end)
 
 
-@pytest.mark.parametrize("ended", ["closed", "flushed"])
-def test_a_log_that_was_ended_meanwhile_is_not_flushed_beside(
-    log: LogWriter, flushes: list[str], ended: str
-) -> None:
-    log.append(RecordKind.REMOVE, LARGE)
-    if ended == "closed":
-        log.close(clean=False)
-    else:
-        log.sync()
-    before = len(flushes)
-    with log._turn:
-        log._flush_begun()
-    assert len(flushes) == before
-
-
-def test_one_thread_flushes_beside_all_calls_and_ends_with_the_log(
-    log: LogWriter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = threading.Event()
-    threads = []
-
-    def note(fd: int) -> None:
-        threads.append(threading.current_thread())
-        done.set()
-
-    monkeypatch.setattr(files, "sync_file", note)
-    for _ in range(3):
-        done.clear()
-        end = log.append(RecordKind.REMOVE, LARGE)
-        log.begin_sync()
-        assert done.wait(30)
-        log.sync(end)
-    log.close(clean=False)
-    assert len(set(threads)) == 1
-    assert not threads[0].is_alive()
-
-
-def test_small_calls_and_those_in_company_begin_no_thread(
+def test_small_calls_and_those_in_company_are_not_flushed_alone(
     log: LogWriter, flushes: list[str]
 ) -> None:
     log.append(RecordKind.REMOVE, b"small")
-    log.begin_sync()
+    log.flush_alone()
     log.append(RecordKind.REMOVE, LARGE)
     with log.coming(), log.coming():
-        log.begin_sync()
+        log.flush_alone()
     assert flushes == []
     log.sync()  # Of two calls: the next one will not be alone, either.
     log.append(RecordKind.REMOVE, LARGE)
-    log.begin_sync()
+    log.flush_alone()
     assert len(flushes) == 1
-    assert not [t for t in threading.enumerate() if t.name == "monolith-kv-flush"]
+
+
+def test_a_flush_under_way_is_not_begun_again(
+    log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    made = []
+
+    def slow(fd: int) -> None:
+        made.append(fd)
+        begun.set()
+        assert may_end.wait(30)
+
+    monkeypatch.setattr(files, "sync_file", slow)
+    log.append(RecordKind.REMOVE, LARGE)
+    flusher = threading.Thread(target=log.sync)
+    flusher.start()
+    assert begun.wait(30)
+    log.append(RecordKind.REMOVE, LARGE)
+    log.flush_alone()
+    assert len(made) == 1
+    may_end.set()
+    flusher.join(30)
+    assert not flusher.is_alive()
+
+
+@pytest.mark.parametrize("is_flushed_soon", [False, True])
+def test_the_disk_begins_with_all_but_the_last_piece_of_a_call_that_is_flushed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_flushed_soon: bool
+) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(files, "begin_flush", lambda fd, *part: begun.append(part))
+    data = np.random.default_rng(0).bytes(2 * PIECE_BYTES + 5)
+    log = LogWriter(
+        str(folder / "log"),
+        FileType.CALLS,
+        FileIdentity(UUID, 2, 7),
+        is_flushed_soon=is_flushed_soon,
+    )
+    log.append(RecordKind.REMOVE, b"before")
+    start = log.end
+    end = log.append(RecordKind.REMOVE, data)
+    log.close()
+    first = -(-(end - start) // 2)  # Of pieces as equal as can be.
+    assert begun == ([(start, first)] if is_flushed_soon else [])
+    with LogReader(log.path, FileType.CALLS) as reader:
+        assert [bytes(record.payload) for record in reader] == [b"before", data]
+
+
+def test_nothing_is_written_before_a_call_is_settled_nor_if_it_fails_at_that(
+    log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = log.end
+    seen = []
+
+    def settle() -> None:
+        seen.append(os.path.getsize(log.path))
+        raise ValueError("not to be made")
+
+    with pytest.raises(ValueError, match="not to be made"):
+        log.append(RecordKind.REMOVE, LARGE, settle=settle)
+    assert seen == [before]
+    assert (log.end, os.path.getsize(log.path)) == (before, before)
+    cuts: list[int] = []
+    monkeypatch.setattr(files, "truncate_file", lambda fd, size: cuts.append(size))
+    log.append(RecordKind.REMOVE, b"x", settle=lambda: seen.append(log.end))
+    assert (seen, cuts) == ([before, before], [])
 
 
 def test_pushes_of_threads_at_once_are_all_there_after_a_crash(store_dir: Path) -> None:
@@ -269,17 +272,3 @@ def test_a_cut_is_flushed_before_anything_is_written_in_its_place(
     log.take_back(log.append(RecordKind.REMOVE, b"taken back"))
     log.append(RecordKind.REMOVE, b"in its place")
     assert steps == ["write", "write", "cut", "sync", "write"]
-
-
-def test_a_thread_that_cannot_be_begun_costs_no_call(
-    log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none_left(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    end = log.append(RecordKind.REMOVE, LARGE)
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", none_left)
-        log.begin_sync()
-    log.sync(end)
-    assert len(flushes) == 1

@@ -1,0 +1,165 @@
+"""Changes in steps, and the thread that helps with them. See monolith_kv/_table.pyi.
+
+How a large push in "sync" goes: the helper sums gradients and sorts ids while the caller computes
+the record's checksum and checks the numbers, asks for rows while the caller writes the record, and
+makes the push while the caller flushes. What is left then the caller does.
+"""
+
+cimport cython
+
+from libc.stdint cimport uint64_t
+
+from monolith_kv._change cimport (
+    Change,
+    change_begin,
+    change_check,
+    change_create,
+    change_destroy,
+    change_run,
+    change_set,
+)
+from monolith_kv._core cimport Core, fids_of, raise_status, whole_seconds
+from monolith_kv._hand cimport (
+    Hand,
+    Work,
+    hand_create,
+    hand_destroy,
+    hand_finish,
+    hand_go,
+    hand_offer,
+    hand_settle,
+)
+from monolith_kv._types cimport STATUS_OK, status_t, unix_s_t
+from monolith_kv._write cimport shards_warm
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
+cdef enum:
+    # A push of as many ids takes some 0.3 ms, to wake a thread 0.05 to 0.1.
+    HELPED_IDS = 2048
+
+
+cdef class Helper:
+    """A thread that begins with the first work that it is offered, and ends with this object."""
+
+    cdef Hand hand
+    cdef bint is_created
+
+    def __cinit__(self):
+        if hand_create(&self.hand) != STATUS_OK:
+            raise MemoryError("no memory for a lock")
+        self.is_created = True
+
+    def __dealloc__(self):
+        if self.is_created:
+            with nogil:
+                hand_destroy(&self.hand)
+
+
+cdef void work_prepare(void* change) noexcept nogil:
+    change_create(<Change*>change)
+
+
+cdef void work_warm(void* what, const int* is_over) noexcept nogil:
+    cdef Change* change = <Change*>what
+    if change.status == STATUS_OK:
+        shards_warm(change.shards, &change.batch, is_over)
+
+
+cdef void work_make(void* change) noexcept nogil:
+    change_run(<Change*>change)
+
+
+@cython.no_gc_clear
+cdef class PreparedChange:
+    """A push or an upsert in steps."""
+
+    cdef Core core
+    cdef Helper helper
+    cdef Change change
+    cdef Work work
+    cdef bint is_open              # not finished yet
+    cdef bint is_offered
+    cdef bint is_settled
+    cdef status_t status           # once it is settled: whether it can be made
+    cdef readonly bint is_started
+    # What `change` points into.
+    cdef const uint64_t[::1] ids
+    cdef const float[:, ::1] values
+
+    def __init__(
+        self, Core core not None, const uint64_t[::1] ids, const float[:, ::1] values,
+        bint is_upsert, Helper helper=None
+    ):
+        self.core, self.helper, self.ids, self.values = core, helper, ids, values
+        if ids.shape[0] == 0:
+            return
+        change_set(
+            &self.change, core.shards, fids_of(ids), &values[0, 0], ids.shape[0], is_upsert)
+        self.work = Work(work_prepare, work_warm, work_make, &self.change)
+        self.is_open = True
+        if helper is not None and self.change.count >= HELPED_IDS:
+            with nogil:
+                self.is_offered = hand_offer(&self.helper.hand, &self.work)
+
+    def settle(self):
+        if not self.is_open or self.is_settled:
+            return
+        with nogil:
+            self.status = change_check(&self.change)
+            if self.is_offered:
+                hand_settle(&self.helper.hand)
+            else:
+                change_create(&self.change)
+            if self.status == STATUS_OK:
+                self.status = self.change.status
+            self.is_settled = True
+        raise_status(self.status)
+
+    def start(self, double now):
+        cdef unix_s_t now_s = whole_seconds(now)
+        cdef status_t status
+        self.settle()
+        if not self.is_open or self.is_started:
+            return
+        raise_status(self.status)
+        with nogil:
+            self.core.barrier.enter()
+            status = change_begin(&self.change, now_s)
+            if status != STATUS_OK:
+                self.core.barrier.leave()
+            elif self.is_offered:
+                hand_go(&self.helper.hand)
+        raise_status(status)
+        self.is_started = True
+        self.core.barrier.change = self
+        self.core.barrier.change_thread = PyThread_get_thread_ident()
+
+    def finish(self):
+        self.end()
+
+    cdef int end(self) except -1:
+        if not self.is_open:
+            return 0
+        self.is_open = False
+        if self.is_started:
+            self.core.barrier.change = None
+        with nogil:
+            if self.is_started:
+                change_run(&self.change)
+            if self.is_offered:
+                hand_finish(&self.helper.hand)
+            if self.is_started:
+                self.core.barrier.leave()
+            change_destroy(&self.change)
+        return 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.end()
+
+    def __dealloc__(self):
+        self.end()
