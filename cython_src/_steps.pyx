@@ -45,8 +45,10 @@ cdef class Helper:
 
     cdef Hand hand
     cdef bint is_created
+    cdef size_t ids_min
 
-    def __cinit__(self):
+    def __cinit__(self, size_t ids_min=HELPED_IDS):
+        self.ids_min = ids_min
         if hand_create(&self.hand) != STATUS_OK:
             raise MemoryError("no memory for a lock")
         self.is_created = True
@@ -99,7 +101,7 @@ cdef class PreparedChange:
             &self.change, core.shards, fids_of(ids), &values[0, 0], ids.shape[0], is_upsert)
         self.work = Work(work_prepare, work_warm, work_make, &self.change)
         self.is_open = True
-        if helper is not None and self.change.count >= HELPED_IDS:
+        if helper is not None and self.change.count >= helper.ids_min:
             with nogil:
                 self.is_offered = hand_offer(&self.helper.hand, &self.work)
 

@@ -41,7 +41,9 @@ class Barrier:
     ) -> None: ...
 
 class Helper:
-    """One more thread for large changes; begins when there is one."""
+    """One more thread for changes of so many ids; begins when there is one."""
+
+    def __new__(cls, ids_min: int = 2048) -> Helper: ...
 
 class PreparedChange:
     """A push or an upsert in steps, so that it can be logged in between.

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from crash.helped import help_with_all
 from crash.shim import FAIL, SYNC, Fault, Shim
 from crash.world import Scenario, Step, World, begin
 
@@ -31,6 +32,16 @@ def pushes(world: World) -> list[Step]:
     return [
         Step("push", lambda: world.push("item", 0, 20)),
         Step("push", lambda: world.push("item", 10, 50)),
+    ]
+
+
+def helped(world: World) -> list[Step]:
+    begin(world)
+    help_with_all(world.store)
+    return [
+        Step("push", lambda: world.push("item", 0, 50)),
+        Step("upsert", lambda: world.upsert("item", 30, 40), is_partial=world.is_upsert_partial),
+        Step("push", lambda: world.push("item", 0, 20)),
     ]
 
 
@@ -356,6 +367,7 @@ def in_modes(
 
 WRITERS = [
     *in_modes("pushes", pushes, "none interval batch sync"),
+    *in_modes("calls with a helper", helped, "batch sync"),
     *in_modes("pulls", pulls, "interval batch sync"),
     *in_modes("gated pulls", gated, "none batch sync"),
     *in_modes("upserts", upserts, "interval batch sync"),

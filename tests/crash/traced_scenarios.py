@@ -93,6 +93,7 @@ WRITERS = [
 ]
 SCENARIOS = [
     *(Scenario(script, mode) for script in WRITERS for mode in MODES),
+    *(Scenario(scripts.helped, mode) for mode in ("batch", "sync")),
     *(Scenario(scripts.promoted, mode, "replica") for mode in MODES),
     *(Scenario(scripts.restored, mode) for mode in MODES),
     Scenario(scripts.apply, "interval", "replica"),

@@ -7,6 +7,7 @@ ids, is up to its dice. Rows and images stay within a few KiB.
 from typing import Any
 
 import numpy as np
+from crash.helped import help_with_all
 from crash.witness import Witness
 
 import monolith_kv as mkv
@@ -55,6 +56,23 @@ def pushes(w: Witness) -> None:
             push(w, table)
         upsert(w, table)
         push(w, table)
+
+    w.life(life)
+
+
+def helped(w: Witness) -> None:
+    """Calls in which a helper takes part, written and flushed as large ones are."""
+
+    def life() -> None:
+        w.open()
+        help_with_all(w.store)
+        table = create(w, optimizer=mkv.Adagrad(lr=0.5))
+        upsert(w, table)
+        for _ in range(3):
+            push(w, table)
+        w.seal()
+        upsert(w, table)
+        push(w, table, 8)
 
     w.life(life)
 

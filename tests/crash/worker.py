@@ -139,8 +139,16 @@ def make(store: Any, call: Call) -> None:
 
 
 def child(request: dict[str, Any]) -> None:
+    from crash.helped import help_with_all
+
+    def opened() -> Any:
+        store = open_store(request, clock)
+        if request["seed"] % 2:
+            help_with_all(store)
+        return store
+
     clock = Clock(request["now"])
-    store = open_store(request, clock)
+    store = opened()
     os.write(1, b".")  # the opening counts as a call
     if request["only_open"]:
         signal.pause()
@@ -149,7 +157,7 @@ def child(request: dict[str, Any]) -> None:
             clock.now += call.value
         elif call.kind == "reopen":
             store.close()
-            store = open_store(request, clock)
+            store = opened()
         else:
             make(store, call)
         os.write(1, b".")
