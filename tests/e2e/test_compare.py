@@ -86,7 +86,13 @@ def test_the_table_names_who_is_missing_and_why(store_dir):
 
 def test_an_interrupt_ends_every_worker(store_dir):
     arguments = ["--only", "dict", "--rows", "100000", "--out", str(store_dir.parent / "out")]
-    command = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    command = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in the background may have been told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert command.stderr is not None
     with command, command.stderr as said:
         next(line for line in said if "rounds" in line)
