@@ -78,6 +78,8 @@ cdef status_t check_numbers(const float* values, size_t count) noexcept nogil:
 cdef class TableCore(Views):
     """One table's rows. See monolith_kv/_table.pyi for what each method takes and gives."""
 
+    cdef public object inserted
+
     # --- reads -------------------------------------------------------------------------------
 
     def lookup(self, const uint64_t[::1] ids, float[:, ::1] out, uint8_t[::1] found=None):
@@ -173,7 +175,10 @@ cdef class TableCore(Views):
                 shards_forget(self.shards, &inserted)
             self.barrier.leave()
         raise_status(status)
-        return take_fids(&inserted)
+        fids_made = take_fids(&inserted)
+        if self.inserted is not None:
+            self.inserted = fids_made
+        return fids_made
 
     def insert(self, const uint64_t[::1] ids, double now):
         cdef Batch batch

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from monolith_kv._table import PreparedChange
 from monolith_kv.budget import promote
 from monolith_kv.errors import ClosedError, Error, StoreFullError
-from monolith_kv.state import NO_RECORDS, StoreState, TableEntry
+from monolith_kv.state import NO_FIDS, NO_RECORDS, StoreState, TableEntry
 from monolith_kv.storage.call_log import CallLogWriter
 
 Fids = NDArray[np.uint64]
@@ -38,14 +38,21 @@ def pull(state: StoreState, entry: TableEntry, ids: Fids, out: Rows | None) -> R
     def call(log: CallLogWriter | None) -> int:
         now = state.clock()
         may_insert = state.budget is None or not state.budget.is_full
-        inserted = core.pull(ids, rows, now, may_insert)
-        if log is None or not len(inserted):
-            return 0
+        before = 0 if log is None else log.size
+        core.inserted = NO_FIDS
         try:
-            return log.insert(entry.id, now, inserted)
-        except BaseException:
-            core.put_back(NO_RECORDS, inserted)
+            core.pull(ids, rows, now, may_insert)
+            if log is None or not len(core.inserted):
+                return 0
+            return log.insert(entry.id, now, core.inserted)
+        except BaseException as error:
+            if log is not None:
+                if log.size == before:
+                    core.put_back(NO_RECORDS, core.inserted)
+                state.note_failure(log, error)
             raise
+        finally:
+            core.inserted = None
 
     _serially(state, entry, ids, call, is_coming=False)
     if out is None:
@@ -102,10 +109,10 @@ def _change(
     """Log a push or an upsert and make it; the offset in the log. Under the mutex."""
     now, offset = state.clock(), 0
     with PreparedChange(entry.core, ids, values, is_upsert, state.helper) as change:
-        if log is not None and len(ids):
-            write = log.upsert if is_upsert else log.push
-            offset = write(entry.id, now, ids, values, change.settle)
-        with taking_back(state, log, offset, lambda: change.is_started):
+        with taking_back(state, log, lambda: change.is_started):
+            if log is not None and len(ids):
+                write = log.upsert if is_upsert else log.push
+                offset = write(entry.id, now, ids, values, change.settle)
             change.start(now)
         _flush_meanwhile(state, log)
     return offset
@@ -122,8 +129,10 @@ def remove(state: StoreState, entry: TableEntry, ids: Fids) -> int:
 
     def call(log: CallLogWriter | None) -> int:
         nonlocal removed
-        offset = log.remove(entry.id, ids) if log is not None and len(ids) else 0
-        with taking_back(state, log, offset):
+        rows, offset = core.rows, 0
+        with taking_back(state, log, lambda: core.rows != rows):
+            if log is not None and len(ids):
+                offset = log.remove(entry.id, ids)
             removed = core.remove(ids)
         return offset
 
@@ -134,51 +143,40 @@ def remove(state: StoreState, entry: TableEntry, ids: Fids) -> int:
 def log_schema(
     state: StoreState,
     write: Callable[[CallLogWriter], int],
-    change: Callable[[], None] = lambda: None,
+    change: Callable[[], None],
+    is_made: Callable[[], bool],
 ) -> None:
-    """Log a change of schemas and make it, durably as the store was opened for. Under the mutex.
-
-    Notes
-    -----
-    `change` is what may fail of it; the change is in log and memory then, or in neither.
-    """
-    log = state.open_log()
-    offset = 0 if log is None else log_call(state, log, write)
-    with taking_back(state, log, offset):
+    """Log a change of schemas and make it, durably as the store was opened for. Under the mutex."""
+    log, offset = state.open_log(), 0
+    with taking_back(state, log, is_made):
+        if log is not None:
+            offset = write(log)
         change()
+    state.schema_changed = True
     if log is None:
         state.mark_unsealed()
     acknowledge(state, log, offset, is_patient=False)
 
 
-def log_call(state: StoreState, log: CallLogWriter, call: Callable[[CallLogWriter], int]) -> int:
-    """Make a call that logs itself; note where the log was given up over it. Under the mutex."""
-    try:
-        return call(log)
-    except BaseException as error:
-        state.note_failure(log, error)
-        raise
-
-
 @contextlib.contextmanager
 def taking_back(
-    state: StoreState,
-    log: CallLogWriter | None,
-    offset: int,
-    is_made: Callable[[], bool] = lambda: False,
+    state: StoreState, log: CallLogWriter | None, is_made: Callable[[], bool]
 ) -> Iterator[None]:
-    """Make a call that was logged; where it fails it is in neither. Under the mutex.
+    """Log a call and make it: if that raises it is in neither, or in both. Under the mutex.
 
     Notes
     -----
-    Ctrl-C may raise behind a call that was made: `is_made` tells.
+    It is in both where Ctrl-C raises behind it. Whether it was made `is_made` has to tell, since
+    what was returned is not to be had then.
     """
+    before = 0 if log is None else log.size
     try:
         yield
     except BaseException as error:
-        if log is not None and offset and not is_made():
+        if log is not None:
             try:
-                log.take_back(offset)
+                if log.size > before and not is_made():
+                    log.take_back(log.size)
             finally:
                 state.note_failure(log, error)
         raise
@@ -240,7 +238,7 @@ def _serially(
             state.budget.settle()  # Before rows of this call come in: it may send them out again.
         promote(state, entry, ids)
         log = state.open_log()
-        offset = call(log) if log is None else log_call(state, log, call)
+        offset = call(log)
         if log is None and not state.is_marked:
             state.mark_unsealed()
         if state.budget is not None:

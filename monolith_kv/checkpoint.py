@@ -81,7 +81,9 @@ def write_snapshot(
     StoreFullError
         There is no room; nothing changed.
     """
-    with state.snapshotting:
+    views: list[View] = []
+    with state.snapshotting, contextlib.ExitStack() as steps:
+        steps.callback(_end, views)
         if path is None:
             flush_ahead(state)
         with state.files:
@@ -94,15 +96,16 @@ def write_snapshot(
                 state.path, found.uuid, found.sequence, found.lineage.epoch, path, number
             )
             try:
-                view = _flip(state, is_inside=path is None)
+                _flip(state, views, is_inside=path is None)
             except BaseException:
                 writer.discard()
                 raise
+        view = views[0]
         with writer:
             try:
                 _write(state, writer, view, progress)
             finally:
-                _end(view)
+                _end(views)
             made_path, size = writer.publish({"digest": store_digest(view.sums)})
         give_back(state)
         named = {
@@ -131,35 +134,32 @@ def _name(sequence: int, epoch: int, number: int) -> str:
     return format.snapshot_name(sequence, epoch, number)
 
 
-def _flip(state: StoreState, *, is_inside: bool) -> View:
-    """Take the instant, and what only files keeps in place. Under files: no seal is under way."""
+def _flip(state: StoreState, views: list[View], *, is_inside: bool) -> None:
+    """Take the instant, and what only files keeps in place. Under files: no seal is under way.
+
+    Notes
+    -----
+    What was begun is in `views`, not returned: Ctrl-C may raise between a return and its use.
+    """
     with state.mutex:
         # Callers wait: what is done here does not depend on how many rows there are.
         calls_from = state.roll_log() if is_inside else state.next_log
         log = None if is_inside else state.open_log()
         with state.barrier:
             view = _look(state, calls_from)
-            try:
-                for entry in view.entries:
-                    entry.core.snapshot_flip()
-                    view.flipped.append(entry)
-                    entry.flip_sightings()
-                _mark_instant(state, view, log, is_inside=is_inside)
-            except BaseException:
-                _end(view)
-                raise
-    try:
-        for entry in view.entries:
-            view.pieces[entry.id] = entry.pieces()
-            view.touched[entry.id] = entry.core.snapshot_touched()
-        if view.marked is not None:
-            log, offset = view.marked
-            with _giving_up(state, log):
-                log.sync(offset, is_patient=False)
-    except BaseException:
-        _end(view)
-        raise
-    return view
+            views.append(view)
+            for entry in view.entries:
+                view.flipped.append(entry)  # Before it is: to end what was not begun does no harm.
+                entry.core.snapshot_flip()
+                entry.flip_sightings()
+            _mark_instant(state, view, log, is_inside=is_inside)
+    for entry in view.entries:
+        view.pieces[entry.id] = entry.pieces()
+        view.touched[entry.id] = entry.core.snapshot_touched()
+    if view.marked is not None:
+        log, offset = view.marked
+        with _giving_up(state, log):
+            log.sync(offset, is_patient=False)
 
 
 def _look(state: StoreState, calls_from: int) -> View:
@@ -220,10 +220,11 @@ def _giving_up(state: StoreState, log: CallLogWriter) -> Iterator[None]:
         raise
 
 
-def _end(view: View) -> None:
+def _end(views: list[View]) -> None:
     """End the views of tables that were not written to their end."""
-    while view.flipped:
-        view.flipped.pop().core.snapshot_end()
+    for view in views:
+        while view.flipped:
+            view.flipped.pop().core.snapshot_end()
 
 
 def _write(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from monolith_kv.budget import promote
-from monolith_kv.calls import acknowledge, log_call, taking_back
+from monolith_kv.calls import acknowledge, taking_back
 from monolith_kv.errors import StoreFullError
 from monolith_kv.published import Compaction
 from monolith_kv.state import StoreState, TableEntry
@@ -155,11 +155,10 @@ class Compactor:
                     fids = np.concatenate([fids, cold])
                     promote(state, entry, fids)  # All: what comes back may send others out.
                 log = state.open_log()
-                offset = 0
-                if log is not None and len(fids):
-                    removing = fids
-                    offset = log_call(state, log, lambda log: log.remove(entry.id, removing))
-                with taking_back(state, log, offset):
+                rows = core.rows
+                with taking_back(state, log, lambda: core.rows != rows):
+                    if log is not None and len(fids):
+                        log.remove(entry.id, fids)
                     removed = len(core.expire(fids, now))
         else:
             fids, _, cursor = core.expired(step.cursor, now)

@@ -58,28 +58,36 @@ def seal(state: StoreState, cursor: dict[str, Any] | None) -> Delta | None:
     with state.files:
         state.raise_failure()
         flush_ahead(state)
-        plan = _flip(state, cursor)
-        if plan is None:
-            store_sightings(state)
-            return None
+        plans: list[Plan] = []
         try:
+            _flip(state, cursor, plans)
+            if not plans:
+                store_sightings(state)
+                return None
+            plan = plans[0]
             delta = _publish(state, plan)
         except BaseException:
-            _abort(state, plan)
+            for plan in plans:
+                _abort(state, plan)
             raise
         _settle(state, plan)
         give_back(state)
         return delta
 
 
-def _flip(state: StoreState, cursor: dict[str, Any] | None) -> Plan | None:
-    """Take the instant: from here on changes belong to the next delta."""
+def _flip(state: StoreState, cursor: dict[str, Any] | None, plans: list[Plan]) -> None:
+    """Take the instant: from here on changes belong to the next delta.
+
+    Notes
+    -----
+    What was begun is in `plans`, not returned: Ctrl-C may raise between a return and its use.
+    """
     with state.mutex:
         entries = sorted(state.tables.values(), key=lambda entry: entry.id)
         with state.barrier:
             has_rows = any(entry.core.touched() for entry in entries)
         if not (has_rows or state.schema_changed or state.dense.is_pending or cursor is not None):
-            return None
+            return
         calls_from = state.roll_log()
         with state.barrier:
             plan = Plan(
@@ -97,17 +105,17 @@ def _flip(state: StoreState, cursor: dict[str, Any] | None) -> Plan | None:
             )
             for entry in entries:  # Taken before the flips: these cannot fail.
                 plan.pieces[entry.id] = entry.take_sightings()
+            plans.append(plan)
             for entry in entries:
                 entry.core.seal_flip()
         # A table that a delta has had and that is gone now.
         ids = {entry.id for entry in entries}
         plan.dropped = [t["id"] for t in state.manifest.tables if t["id"] not in ids]
         state.schema_changed = False
-        return plan
 
 
 def _abort(state: StoreState, plan: Plan) -> None:
-    """Put all of it back for the next seal."""
+    """Put all of it back for the next seal; nothing of a table that was not flipped."""
     for entry in plan.entries:
         entry.core.seal_abort()
     state.schema_changed = state.schema_changed or plan.schema_changed

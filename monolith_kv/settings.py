@@ -63,6 +63,28 @@ def _kinds(schema: TableSchema) -> list[tuple[str, int, str]]:
     return [(part.name, part.dim, type(part.optimizer).__name__) for part in schema.slices]
 
 
+def create(state: StoreState, schema: TableSchema) -> TableEntry:
+    """Log and make a new table. Under the mutex."""
+    entry = state.make_entry(state.next_table_id, schema)
+    calls.log_schema(
+        state,
+        lambda log: log.create(entry.id, schema.to_json()),
+        lambda: state.add_entry(entry),
+        lambda: state.tables.get(schema.name) is entry,
+    )
+    return entry
+
+
+def drop(state: StoreState, entry: TableEntry) -> None:
+    """Log and make the end of a table. Under the mutex."""
+
+    def change() -> None:
+        with state.barrier:
+            state.drop_entry(entry)
+
+    calls.log_schema(state, lambda log: log.drop(entry.id), change, lambda: entry.dropped)
+
+
 def configure(state: StoreState, entry: TableEntry, schema: TableSchema) -> None:
     """Log and make a change of a table's settings. Under the mutex."""
     if schema == entry.schema:
@@ -71,8 +93,8 @@ def configure(state: StoreState, entry: TableEntry, schema: TableSchema) -> None
         state,
         lambda log: log.configure(entry.id, schema.to_json()),
         lambda: state.change_schema(entry, schema),
+        lambda: entry.schema is schema,
     )
-    state.schema_changed = True
 
 
 def settings_changed(

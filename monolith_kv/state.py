@@ -314,7 +314,7 @@ class StoreState:
         """Return the call log, begun if need be; None where calls are not logged."""
         if not self.settings.is_logged or self.mode != "rw":
             return None
-        if self.log is None:
+        if self.log is None or self.log.is_closed:  # Ctrl-C may have raised behind its end.
             found, number = self.manifest, self.next_log
             is_ours = self.log_begun == number
             try:
@@ -379,6 +379,11 @@ class StoreState:
         entry = TableEntry(table_id, schema, core)
         settle_core(core, schema, is_writer=self.mode == "rw")
         return entry
+
+    def add_entry(self, entry: TableEntry) -> None:
+        """Add a new table, with the next id."""
+        self.next_table_id = entry.id + 1
+        self.put_entry(entry)
 
     def put_entry(self, entry: TableEntry) -> None:
         """Add a table, or replace the one of the same name."""

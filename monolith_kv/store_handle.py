@@ -6,7 +6,6 @@ from os import PathLike
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
-from monolith_kv import calls
 from monolith_kv.applying import apply_delta, promote_replica, refresh_reader
 from monolith_kv.catalog import deltas_after, retire, snapshot_of
 from monolith_kv.checkpoint import rescue, write_snapshot
@@ -21,7 +20,7 @@ from monolith_kv.policies import FrequencyGate
 from monolith_kv.published import Compaction, Delta, Snapshot
 from monolith_kv.schema import Slice, check_name
 from monolith_kv.sealing import seal
-from monolith_kv.settings import KEEP, configure, new_schema, same_schema
+from monolith_kv.settings import KEEP, configure, create, drop, new_schema, same_schema
 from monolith_kv.state import Mode, StoreState, TableEntry, store_digest
 from monolith_kv.stats import store_stats
 from monolith_kv.table import Table
@@ -189,12 +188,7 @@ class Store:
                 configure(state, known, schema)
                 return self._handle(known)
             schema = new_schema(name, dim, optimizer, initializer, admission, ttl)
-            entry = state.make_entry(state.next_table_id, schema)
-            calls.log_schema(state, lambda log: log.create(entry.id, schema.to_json()))
-            state.next_table_id += 1
-            state.put_entry(entry)
-            state.schema_changed = True
-            return self._handle(entry)
+            return self._handle(create(state, schema))
 
     def table(self, name: str) -> Table:
         """Return a table.
@@ -226,11 +220,7 @@ class Store:
         """
         state = self._writable()
         with state.undisturbed():
-            entry = self._entry(state, name)
-            calls.log_schema(state, lambda log: log.drop(entry.id))
-            with state.barrier:
-                state.drop_entry(entry)
-            state.schema_changed = True
+            drop(state, self._entry(state, name))
 
     # --- minute deltas ---------------------------------------------------------------------
 

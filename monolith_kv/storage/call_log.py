@@ -177,6 +177,11 @@ class CallLogWriter:
         return self._log.records
 
     @property
+    def is_closed(self) -> bool:
+        """Whether no call can be appended any more."""
+        return self._log.is_closed
+
+    @property
     def is_failed(self) -> bool:
         """Whether the log was given up."""
         return self._log.is_failed

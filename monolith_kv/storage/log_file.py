@@ -30,6 +30,7 @@ from monolith_kv.storage.framing import (
 
 GROUP_CALLS = 6  # Calls that a flush waits for while others are on their way to append.
 GROUP_GAP_S = 0.02  # But no longer than this in all: they may be held up elsewhere.
+INTERRUPTED_S = 1.0  # After which to look oneself: who was to tell may have been interrupted.
 ALONE_BYTES = 256 << 10  # From here on memory has so much to do that a thread helps with it.
 
 
@@ -71,7 +72,7 @@ class LogWriter:
         self._turn = threading.Condition()
         # All below is guarded by _turn.
         self._flushing = False
-        self._coming = 0  # Callers on their way to append.
+        self._coming: set[int] = set()  # Threads on their way to append.
         self._gathered = 0  # Appended since the last flush began.
         self._is_shared = False  # Whether the last flush was for several.
         self._is_cut = False  # Whether bytes were cut off that a power cut may bring back.
@@ -101,6 +102,11 @@ class LogWriter:
     def durable(self) -> int:
         """Offset up to which everything is known to be on stable storage."""
         return self._durable
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be appended any more."""
+        return self._fd < 0
 
     @property
     def is_failed(self) -> bool:
@@ -140,13 +146,15 @@ class LogWriter:
     @contextlib.contextmanager
     def coming(self) -> Iterator[None]:
         """Tell those who are about to flush that it is worth to wait for this caller's append."""
+        # Not a number: Ctrl-C may keep a caller from leaving, who does so the next time.
+        thread = threading.get_ident()
         with self._turn:
-            self._coming += 1
+            self._coming.add(thread)
         try:
             yield
         finally:
             with self._turn:
-                self._coming -= 1
+                self._coming.discard(thread)
                 self._turn.notify_all()
 
     def flush_alone(self) -> None:
@@ -159,7 +167,7 @@ class LogWriter:
         """
         with self._turn:
             is_worth_it = self._end - self._durable >= ALONE_BYTES
-            if self._flushing or self._coming > 1 or self._is_shared or not is_worth_it:
+            if self._flushing or len(self._coming) > 1 or self._is_shared or not is_worth_it:
                 return
             with contextlib.suppress(Error):
                 self._flush()
@@ -174,13 +182,11 @@ class LogWriter:
         """
         with self._turn:
             while self._flushing:  # What it makes durable would be taken for the next record.
-                self._turn.wait()
+                self._turn.wait(INTERRUPTED_S)
             self._check()
             if offset != self._end:
                 raise Error(f"{self.path} ends at {self._end}, not at {offset}")
-            self._end, self._previous, self.records = self._before
-            self._durable = min(self._durable, self._end)
-            self._cut_back()
+            self._cut_last()
 
     def sync(self, offset: int | None = None, *, is_patient: bool = True) -> None:
         """Return when everything below `offset` is on stable storage; threads share flushes.
@@ -198,11 +204,12 @@ class LogWriter:
             A flush failed, now or before: the log is given up, nothing of it is retried.
         """
         with self._turn:
+            self._coming.discard(threading.get_ident())
             target = self._end if offset is None else offset
             while self._durable < min(target, self._end):  # The last record may be taken back.
                 self._check()
                 if self._flushing:
-                    self._turn.wait()
+                    self._turn.wait(INTERRUPTED_S)
                 elif is_patient and self._is_group_coming():
                     self._turn.wait_for(
                         lambda: self._flushing or not self._is_group_coming(), GROUP_GAP_S
@@ -212,7 +219,7 @@ class LogWriter:
                     self._flush()
 
     def _is_group_coming(self) -> bool:
-        return self._coming > 0 and self._gathered < GROUP_CALLS
+        return bool(self._coming) and self._gathered < GROUP_CALLS
 
     def close(self, clean: bool = True) -> None:
         """Close the log, with everything in it durable and an END record; again: nothing.
@@ -224,31 +231,33 @@ class LogWriter:
         """
         if os.getpid() != self._pid:
             if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+                self._shut()
             return
         with self._turn:
             self._close(clean)
 
     def _close(self, clean: bool) -> None:
         while self._flushing:
-            self._turn.wait()
+            self._turn.wait(INTERRUPTED_S)
         if self._fd < 0:
             return
+        before = self._end
         try:
             if clean:
                 self._finish()
         except BaseException:
             # As after `append`, it stays open, to be closed again: without its END record no log
-            # may have a successor.
+            # may have a successor, and with it no other record.
             if self._failure is not None:
                 self._shut()
+            elif self._end > before:
+                self._cut_last()
             raise
         self._shut()
 
     def _shut(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1  # Before Ctrl-C can raise behind the call.
+        os.close(fd)
 
     def _finish(self) -> None:
         self._check()
@@ -296,6 +305,11 @@ class LogWriter:
                 files.begin_flush(self._fd, offset, written)
             offset += written
 
+    def _cut_last(self) -> None:
+        self._end, self._previous, self.records = self._before
+        self._durable = min(self._durable, self._end)
+        self._cut_back()
+
     def _cut_back(self) -> None:
         try:
             files.truncate_file(self._fd, self._end)
@@ -320,21 +334,22 @@ class LogWriter:
     def _flush(self) -> None:
         """Flush once, with the turn released meanwhile so that others can append and wait."""
         target = self._end
-        self._is_shared = self._gathered > 1
-        self._flushing, self._gathered = True, 0
-        self._turn.notify_all()
-        self._turn.release()
-        failure: OSError | None = None
+        is_released = False
         try:
+            self._is_shared = self._gathered > 1
+            self._flushing, self._gathered = True, 0
+            self._turn.notify_all()
+            is_released = True
+            self._turn.release()
             files.sync_file(self._fd)
         except OSError as error:
-            failure = error
+            self._failure = error  # Before another flush: the system tells once.
         finally:
-            self._turn.acquire()
+            # First of all: at any call from here on Ctrl-C may raise.
             self._flushing = False
+            if is_released:
+                self._turn.acquire()
             self._turn.notify_all()
-        if failure is not None:
-            self._failure = failure
         self._check()
         self._durable = max(self._durable, target)
 
