@@ -372,6 +372,14 @@ cdef class Core:
         return PIECE_BYTES // self.shards[0].arena.places
 
     @property
+    def promised(self):
+        cdef uint64_t promised = 0
+        cdef size_t i
+        for i in range(SHARDS):
+            promised += self.shards[i].promised
+        return promised
+
+    @property
     def rows(self):
         cdef uint64_t rows = 0
         cdef size_t i

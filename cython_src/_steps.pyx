@@ -18,16 +18,18 @@ from monolith_kv._change cimport (
     change_run,
     change_set,
 )
-from monolith_kv._core cimport Core, fids_of, raise_status, whole_seconds
-from monolith_kv._hand cimport (
-    Hand,
+from monolith_kv._core cimport Barrier, Core, fids_of, raise_status, whole_seconds
+from monolith_kv._helper cimport (
+    HelperThread,
     Work,
-    hand_create,
-    hand_destroy,
-    hand_finish,
-    hand_go,
-    hand_offer,
-    hand_settle,
+    helper_cool,
+    helper_create,
+    helper_destroy,
+    helper_finish,
+    helper_go,
+    helper_is_here,
+    helper_offer,
+    helper_settle,
 )
 from monolith_kv._types cimport STATUS_OK, status_t, unix_s_t
 from monolith_kv._write cimport shards_warm
@@ -43,30 +45,30 @@ cdef enum:
 cdef class Helper:
     """A thread that begins with the first work that it is offered, and ends with this object."""
 
-    cdef Hand hand
+    cdef HelperThread thread
     cdef bint is_created
     cdef size_t ids_min
 
     def __cinit__(self, size_t ids_min=HELPED_IDS):
         self.ids_min = ids_min
-        if hand_create(&self.hand) != STATUS_OK:
+        if helper_create(&self.thread) != STATUS_OK:
             raise MemoryError("no memory for a lock")
         self.is_created = True
 
     def __dealloc__(self):
         if self.is_created:
             with nogil:
-                hand_destroy(&self.hand)
+                helper_destroy(&self.thread)
 
 
 cdef void work_prepare(void* change) noexcept nogil:
     change_create(<Change*>change)
 
 
-cdef void work_warm(void* what, const int* is_over) noexcept nogil:
+cdef void work_warm(void* what, const int* is_cool) noexcept nogil:
     cdef Change* change = <Change*>what
     if change.status == STATUS_OK:
-        shards_warm(change.shards, &change.batch, is_over)
+        shards_warm(change.shards, &change.batch, is_cool)
 
 
 cdef void work_make(void* change) noexcept nogil:
@@ -78,6 +80,7 @@ cdef class PreparedChange:
     """A push or an upsert in steps."""
 
     cdef Core core
+    cdef Barrier barrier
     cdef Helper helper
     cdef Change change
     cdef Work work
@@ -94,7 +97,8 @@ cdef class PreparedChange:
         self, Core core not None, const uint64_t[::1] ids, const float[:, ::1] values,
         bint is_upsert, Helper helper=None
     ):
-        self.core, self.helper, self.ids, self.values = core, helper, ids, values
+        self.core, self.barrier, self.helper = core, core.barrier, helper
+        self.ids, self.values = ids, values
         if ids.shape[0] == 0:
             return
         change_set(
@@ -103,20 +107,19 @@ cdef class PreparedChange:
         self.is_open = True
         if helper is not None and self.change.count >= helper.ids_min:
             with nogil:
-                self.is_offered = hand_offer(&self.helper.hand, &self.work)
+                self.is_offered = helper_offer(&self.helper.thread, &self.work)
 
     def settle(self):
-        if not self.is_open or self.is_settled:
-            return
-        with nogil:
-            self.status = change_check(&self.change)
-            if self.is_offered:
-                hand_settle(&self.helper.hand)
-            else:
-                change_create(&self.change)
-            if self.status == STATUS_OK:
-                self.status = self.change.status
-            self.is_settled = True
+        if self.is_open and not self.is_settled:
+            with nogil:
+                self.status = change_check(&self.change)
+                if self.is_offered:
+                    helper_settle(&self.helper.thread)
+                else:
+                    change_create(&self.change)
+                if self.status == STATUS_OK:
+                    self.status = self.change.status
+                self.is_settled = True
         raise_status(self.status)
 
     def start(self, double now):
@@ -125,18 +128,19 @@ cdef class PreparedChange:
         self.settle()
         if not self.is_open or self.is_started:
             return
-        raise_status(self.status)
         with nogil:
-            self.core.barrier.enter()
+            if self.is_offered:
+                helper_cool(&self.helper.thread)
+            self.barrier.enter()
             status = change_begin(&self.change, now_s)
             if status != STATUS_OK:
-                self.core.barrier.leave()
+                self.barrier.leave()
             elif self.is_offered:
-                hand_go(&self.helper.hand)
+                helper_go(&self.helper.thread)
         raise_status(status)
         self.is_started = True
-        self.core.barrier.change = self
-        self.core.barrier.change_thread = PyThread_get_thread_ident()
+        self.barrier.change = self
+        self.barrier.change_thread = PyThread_get_thread_ident()
 
     def finish(self):
         self.end()
@@ -146,14 +150,16 @@ cdef class PreparedChange:
             return 0
         self.is_open = False
         if self.is_started:
-            self.core.barrier.change = None
+            self.barrier.change = None
+        if self.is_offered and not helper_is_here(&self.helper.thread):
+            return 0  # A fork within a call: whoever had begun with it is not there.
         with nogil:
             if self.is_started:
                 change_run(&self.change)
             if self.is_offered:
-                hand_finish(&self.helper.hand)
+                helper_finish(&self.helper.thread)
             if self.is_started:
-                self.core.barrier.leave()
+                self.barrier.leave()
             change_destroy(&self.change)
         return 0
 

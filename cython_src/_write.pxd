@@ -16,7 +16,7 @@ cdef void shards_push(
     Shard* shards, const Batch* batch, const float** gradients, unix_s_t now, uint32_t* left
 ) noexcept nogil
 # Ask for the rows of a batch, to have them in the caches.
-cdef void shards_warm(Shard* shards, const Batch* batch, const int* is_over) noexcept nogil
+cdef void shards_warm(Shard* shards, const Batch* batch, const int* is_cool) noexcept nogil
 # As shards_push; of the threads in it one may be told that there is no memory for a new row.
 cdef status_t shards_upsert(
     Shard* shards, const Batch* batch, const float* rows, unix_s_t now, uint32_t* left

@@ -117,22 +117,21 @@ cdef void shards_push(
                 MKV_SET32(left, bit)
 
 
-cdef void shards_warm(Shard* shards, const Batch* batch, const int* is_over) noexcept nogil:
+cdef void shards_warm(Shard* shards, const Batch* batch, const int* is_cool) noexcept nogil:
     cdef size_t number
     cdef size_t start
     cdef size_t end
     cdef Group group
     # The last ones first: whoever pushes begins with the first.
     for number in range(SHARDS - 1, -1, -1):
-        if not lock_try_shared(&shards[number].lock):
-            continue
         start = batch.starts[number]
         end = batch.starts[number + 1]
-        while start < end and not MKV_LOAD(is_over):
+        # A group at a time, so that nobody waits for more than one.
+        while start < end and not MKV_LOAD(is_cool) and lock_try_shared(&shards[number].lock):
             group_fill(&shards[number], batch, start, step_end(start, end), &group)
             group_prefetch(&shards[number], &group, True, True, True)
+            lock_leave(&shards[number].lock)
             start += group.count
-        lock_leave(&shards[number].lock)
 
 
 cdef void locked_push(

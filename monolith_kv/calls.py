@@ -6,6 +6,7 @@ raises; a call that was acknowledged is as durable as the store was opened for.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -18,6 +19,7 @@ from monolith_kv.errors import ClosedError, Error, StoreFullError
 from monolith_kv.state import NO_FIDS, NO_RECORDS, StoreState, TableEntry
 from monolith_kv.storage.call_log import CallLogWriter
 
+COMPANY_S = 60.0  # So long after another thread's call none holds the mutex while it flushes.
 Fids = NDArray[np.uint64]
 Rows = NDArray[np.float32]
 
@@ -114,6 +116,7 @@ def _change(
                 write = log.upsert if is_upsert else log.push
                 offset = write(entry.id, now, ids, values, change.settle)
             change.start(now)
+        state.is_logging = False  # It is made as far as anyone else can tell.
         _flush_meanwhile(state, log)
     return offset
 
@@ -147,11 +150,16 @@ def log_schema(
     is_made: Callable[[], bool],
 ) -> None:
     """Log a change of schemas and make it, durably as the store was opened for. Under the mutex."""
+    state.check_reentry()
     log, offset = state.open_log(), 0
-    with taking_back(state, log, is_made):
-        if log is not None:
-            offset = write(log)
-        change()
+    try:
+        state.is_logging = True
+        with taking_back(state, log, is_made):
+            if log is not None:
+                offset = write(log)
+            change()
+    finally:
+        state.is_logging = False
     state.schema_changed = True
     if log is None:
         state.mark_unsealed()
@@ -209,8 +217,17 @@ def _sync(state: StoreState, log: CallLogWriter, offset: int | None, *, is_patie
 
 def _flush_meanwhile(state: StoreState, log: CallLogWriter | None) -> None:
     """Let the disk work while a helper changes memory; not where others would wait for the disk."""
-    if log is not None and state.settings.durability == "sync" and state.is_alone:
+    if log is not None and state.settings.durability == "sync" and _is_alone(state):
         log.flush_alone()
+
+
+def _is_alone(state: StoreState) -> bool:
+    """Whether one thread has made all calls for long, as far as is known. Under the mutex."""
+    thread, now = threading.get_ident(), state.monotonic()
+    if state.caller not in (0, thread):
+        state.company_at = now
+    state.caller = thread
+    return now - state.company_at >= COMPANY_S
 
 
 def _acknowledge_unlogged(state: StoreState) -> None:
@@ -229,16 +246,20 @@ def _serially(
 ) -> None:
     # A pull mostly appends nothing: nobody's flush should wait for it.
     with _coming(state) if is_coming else contextlib.nullcontext(), state.mutex:
-        state.barrier.settle()  # The handler of a signal may come here from within a call.
+        state.check_reentry()
         state.check_writable()
-        state.note_caller()
+        _is_alone(state)  # A pull is company, too.
         if entry.dropped:
             raise ClosedError(f"table {entry.schema.name} was dropped")
         if state.budget is not None and state.budget.is_full:
             state.budget.settle()  # Before rows of this call come in: it may send them out again.
         promote(state, entry, ids)
         log = state.open_log()
-        offset = call(log)
+        try:  # In no context manager: at the begin of its end Ctrl-C may raise.
+            state.is_logging = True
+            offset = call(log)
+        finally:
+            state.is_logging = False
         if log is None and not state.is_marked:
             state.mark_unsealed()
         if state.budget is not None:

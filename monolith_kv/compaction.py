@@ -149,6 +149,7 @@ class Compactor:
         now = float(state.clock())
         if state.is_serial:
             with state.mutex:
+                state.check_reentry()
                 state.check_writable()
                 fids, cold, cursor = core.expired(step.cursor, now)
                 if len(cold):
@@ -156,10 +157,14 @@ class Compactor:
                     promote(state, entry, fids)  # All: what comes back may send others out.
                 log = state.open_log()
                 rows = core.rows
-                with taking_back(state, log, lambda: core.rows != rows):
-                    if log is not None and len(fids):
-                        log.remove(entry.id, fids)
-                    removed = len(core.expire(fids, now))
+                try:
+                    state.is_logging = True
+                    with taking_back(state, log, lambda: core.rows != rows):
+                        if log is not None and len(fids):
+                            log.remove(entry.id, fids)
+                        removed = len(core.expire(fids, now))
+                finally:
+                    state.is_logging = False
         else:
             fids, _, cursor = core.expired(step.cursor, now)
             removed = len(core.expire(fids, now))

@@ -219,6 +219,7 @@ def release(state: StoreState) -> None:
         return
     state.closed = True
     log, state.log = state.log, None
+    state.helper = None  # Its thread ends.
     overflow, state.overflow = state.overflow, None
     lock, state.lock = state.lock, None
     with contextlib.ExitStack() as steps:  # From the last one on; none keeps another from it.

@@ -6,6 +6,7 @@ a store that logs calls or overflows, who changes rows; always, who changes sche
 """
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -183,8 +184,9 @@ class StoreState:
         self.barrier = Barrier()
         # Guarded by mutex.
         self.helper = Helper() if settings.is_logged else None  # For large calls.
-        self.caller = 0  # The thread that made the last call which changes rows,
-        self.is_alone = False  # and whether it had made the one before, too.
+        self.caller = 0  # The thread that made the last call which changes rows.
+        self.company_at = -math.inf  # When it was another one than before, monotonic.
+        self.is_logging = False  # Whether a call is being logged and made.
         # Bucket choice only; nobody outside may know it, nothing on disk depends on it.
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.manifest = Manifest()  # Replaced as a whole. Guarded by files.
@@ -303,10 +305,14 @@ class StoreState:
         if self.closed:
             raise ClosedError(f"the store {self.path} was closed during the call")
 
-    def note_caller(self) -> None:
-        """Note whether one thread makes all calls, as far as is known. Under the mutex."""
-        thread = threading.get_ident()
-        self.is_alone, self.caller = self.caller == thread, thread
+    def check_reentry(self) -> None:
+        """Raise where the handler of a signal has come here from within a call. Under the mutex."""
+        self.barrier.settle()  # One that is logged is finished, and all is well.
+        if self.is_logging:
+            raise Error(
+                f"{self.path} was used by the handler of a signal that came in the middle of a "
+                "call; have it set a flag instead, and look at that between calls"
+            )
 
     # --- the call log ----------------------------------------------------------------------
 
@@ -337,6 +343,7 @@ class StoreState:
 
     def roll_log(self) -> int:
         """End the call log; return the number that the next one will have."""
+        self.check_reentry()
         log = self.log
         if log is None or not log.records:
             return self.next_log if log is None else log.number

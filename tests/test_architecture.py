@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 CYTHON_RANKS = [
     ["_types", "_finite", "_thread"],
-    ["_frozen", "_hashing", "_row", "_buffer", "_lock", "_backing", "_hand"],
+    ["_frozen", "_hashing", "_row", "_buffer", "_lock", "_backing", "_helper"],
     ["_pages"],
     ["_batch", "_checksum", "_digest", "_arena", "_sketch", "_initializers", "_optimizers"],
     ["_codec", "_cuckoo"],

@@ -1,5 +1,6 @@
 """Flushes that threads share, and those of a caller who is alone: who waits for whom."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -35,6 +36,24 @@ def flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
+@contextlib.contextmanager
+def company(log: LogWriter) -> Iterator[None]:
+    """Another thread that is on its way to append."""
+    is_there, may_go = threading.Event(), threading.Event()
+
+    def come() -> None:
+        with log.coming():
+            is_there.set()
+            may_go.wait(30)
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    assert is_there.wait(30)
+    yield
+    may_go.set()
+    thread.join(30)
+
+
 def test_a_flush_waits_for_callers_on_their_way_until_it_is_worth_it(
     log: LogWriter, flushes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,7 +81,7 @@ def test_a_caller_who_is_held_up_elsewhere_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(log_file, "GROUP_GAP_S", 0.001)
     end = log.append(RecordKind.REMOVE, b"x")
-    with log.coming():
+    with company(log):
         log.sync(end)
     assert len(flushes) == 1
 
@@ -107,7 +126,7 @@ def test_small_calls_and_those_in_company_are_not_flushed_alone(
     log.append(RecordKind.REMOVE, b"small")
     log.flush_alone()
     log.append(RecordKind.REMOVE, LARGE)
-    with log.coming(), log.coming():
+    with log.coming(), company(log):
         log.flush_alone()
     assert flushes == []
     log.sync()  # Of two calls: the next one will not be alone, either.
@@ -240,7 +259,7 @@ def test_who_holds_others_up_waits_for_nobody(
 ) -> None:
     monkeypatch.setattr(log_file, "GROUP_GAP_S", None)  # It would wait for ever.
     end = log.append(RecordKind.REMOVE, b"x")
-    with log.coming():
+    with company(log):
         log.sync(end, is_patient=False)
     assert len(flushes) == 1
 

@@ -11,7 +11,7 @@ from monolith_kv._types cimport status_t
 
 cdef struct Work:
     void (*prepare)(void* what) noexcept nogil
-    void (*warm)(void* what, const int* is_over) noexcept nogil
+    void (*warm)(void* what, const int* is_cool) noexcept nogil
     void (*make)(void* what) noexcept nogil
     void* what
 
@@ -24,7 +24,7 @@ cdef enum Stage:
     STAGE_MAKING
     STAGE_MADE         # the helper has found nothing left to be taken
 
-cdef struct Hand:
+cdef struct HelperThread:
     pthread_mutex_t lock
     pthread_cond_t changed
     pthread_t thread
@@ -34,13 +34,16 @@ cdef struct Hand:
     bint is_ending
     Stage stage
     bint is_busy                   # the helper is at it
-    int is_warm                    # no more warming; atomic
+    int is_cool                    # enough of warming; atomic
     const Work* work
 
-cdef status_t hand_create(Hand* hand) noexcept nogil
-cdef void hand_destroy(Hand* hand) noexcept nogil
+cdef status_t helper_create(HelperThread* helper) noexcept nogil
+cdef void helper_destroy(HelperThread* helper) noexcept nogil
+# Whether this process has the thread: in a forked child none of what follows may be called.
+cdef bint helper_is_here(const HelperThread* helper) noexcept nogil
 # The order of calls, by one thread at a time. Where an offer is not taken there is no other call.
-cdef bint hand_offer(Hand* hand, const Work* work) noexcept nogil
-cdef void hand_settle(Hand* hand) noexcept nogil      # prepared when this returns
-cdef void hand_go(Hand* hand) noexcept nogil          # from now on it is made
-cdef void hand_finish(Hand* hand) noexcept nogil      # the helper is done with it, made or not
+cdef bint helper_offer(HelperThread* helper, const Work* work) noexcept nogil
+cdef void helper_settle(HelperThread* helper) noexcept nogil   # prepared when this returns
+cdef void helper_cool(HelperThread* helper) noexcept nogil     # no more warming
+cdef void helper_go(HelperThread* helper) noexcept nogil       # from now on it is made
+cdef void helper_finish(HelperThread* helper) noexcept nogil   # it is done with it, made or not
