@@ -2,7 +2,7 @@
 
 Locks, always taken in this order: `files` (who changes which files make up the store), `mutex` (in
 a store that logs calls or overflows, who changes rows; always, who changes schemas), the barrier
-(an instant between calls). Readers take none of them.
+(an instant between calls; a large logged call shares it while it flushes). Readers take none.
 """
 
 import contextlib
