@@ -342,6 +342,7 @@ class LogWriter:
             is_released = True
             self._turn.release()
             files.sync_file(self._fd)
+            self._durable = max(self._durable, target)
         except OSError as error:
             self._failure = error  # Before another flush: the system tells once.
         finally:
@@ -351,7 +352,6 @@ class LogWriter:
                 self._turn.acquire()
             self._turn.notify_all()
         self._check()
-        self._durable = max(self._durable, target)
 
     def _check(self) -> None:
         files.refuse_fork(self._pid, self.path)
