@@ -376,7 +376,9 @@ cdef class Core:
         cdef uint64_t promised = 0
         cdef size_t i
         for i in range(SHARDS):
+            lock_shared(&self.shards[i].lock)
             promised += self.shards[i].promised
+            lock_leave(&self.shards[i].lock)
         return promised
 
     @property
