@@ -1,10 +1,12 @@
 """Ctrl-C at any point of a call: log and memory agree afterwards, and the store goes on."""
 
 import dis
+import functools
 import gc
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,6 +69,17 @@ def interrupted(call: Callable[[], object], after: int) -> str:
     return ""
 
 
+def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a thread of its own: of exceptions that a tracer raises something may stay."""
+
+    @functools.wraps(test)
+    def run(**given: Any) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(test, **given).result()
+
+    return run
+
+
 def recovered(store: mkv.Store) -> Any:
     """What a reader finds that makes the logged calls again, as after a crash."""
     with mkv.open(store.path, mode="r") as reader:
@@ -103,6 +116,7 @@ CASES = [*((kind, False) for kind in KINDS), ("push", True), ("upsert", True)]
 
 @pytest.mark.parametrize("durability", ["batch", "sync"])
 @pytest.mark.parametrize(("kind", "is_helped"), CASES)
+@in_a_thread
 def test_an_interrupt_anywhere_leaves_a_call_in_log_and_memory_or_in_neither(
     store_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -137,6 +151,7 @@ def test_an_interrupt_anywhere_leaves_a_call_in_log_and_memory_or_in_neither(
 
 @pytest.mark.parametrize("durability", ["batch", "sync"])
 @pytest.mark.parametrize("kind", ["seal", "snapshot"])
+@in_a_thread
 def test_an_interrupt_anywhere_leaves_what_is_published_whole_or_not_begun(
     folder: Path, kind: str, durability: Any
 ) -> None:

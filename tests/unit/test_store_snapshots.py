@@ -377,6 +377,9 @@ class TimedBarrier:
         self._barrier = barrier
         self.held_s = 0.0
 
+    def settle(self) -> None:
+        self._barrier.settle()
+
     def __enter__(self) -> None:
         self._barrier.hold()
         self._begun = time.thread_time()
