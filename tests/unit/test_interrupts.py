@@ -3,10 +3,11 @@
 import dis
 import functools
 import gc
+import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -69,13 +70,22 @@ def interrupted(call: Callable[[], object], after: int) -> str:
     return ""
 
 
-def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test in a thread of its own: of exceptions that a tracer raises something may stay."""
+def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a process of its own: of exceptions that a tracer raises something stays."""
 
     @functools.wraps(test)
     def run(**given: Any) -> None:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(test, **given).result()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                test(**given)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "see standard error"
 
     return run
 
@@ -116,7 +126,7 @@ CASES = [*((kind, False) for kind in KINDS), ("push", True), ("upsert", True)]
 
 @pytest.mark.parametrize("durability", ["batch", "sync"])
 @pytest.mark.parametrize(("kind", "is_helped"), CASES)
-@in_a_thread
+@in_a_child
 def test_an_interrupt_anywhere_leaves_a_call_in_log_and_memory_or_in_neither(
     store_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -151,7 +161,7 @@ def test_an_interrupt_anywhere_leaves_a_call_in_log_and_memory_or_in_neither(
 
 @pytest.mark.parametrize("durability", ["batch", "sync"])
 @pytest.mark.parametrize("kind", ["seal", "snapshot"])
-@in_a_thread
+@in_a_child
 def test_an_interrupt_anywhere_leaves_what_is_published_whole_or_not_begun(
     folder: Path, kind: str, durability: Any
 ) -> None:
