@@ -33,7 +33,6 @@ from monolith_kv._core cimport (
     take_fids,
     whole_seconds,
 )
-from monolith_kv._finite cimport floats_finite
 from monolith_kv._hashing cimport SHARDS
 from monolith_kv._lock cimport lock_alone, lock_leave
 from monolith_kv._pooling cimport pool_bags
@@ -48,13 +47,9 @@ from monolith_kv._read cimport (
 )
 from monolith_kv._shard cimport MKV_ADD64, Shard, shards_promise
 from monolith_kv._sketch cimport sketch_pack, sketch_packed_bytes, sketch_unpack
-from monolith_kv._types cimport STATUS_NOT_NUMBERS, STATUS_OK, fid_t, status_t, unix_s_t
+from monolith_kv._types cimport STATUS_OK, fid_t, status_t, unix_s_t
 from monolith_kv._views cimport Views
-from monolith_kv._write cimport (
-    shard_insert,
-    shard_remove,
-    shards_upsert,
-)
+from monolith_kv._write cimport shard_insert, shard_remove, shards_upsert
 
 from monolith_kv._core import Barrier, give_back_freed, in_hand_block, in_hand_bytes
 from monolith_kv._steps import Helper, PreparedChange
@@ -69,10 +64,6 @@ cdef object cold_positions(Buffer* cold):
         buffer_free(cold)
         return None
     return take_bytes(cold).view(np.int64)
-
-
-cdef status_t check_numbers(const float* values, size_t count) noexcept nogil:
-    return STATUS_OK if floats_finite(values, count) else STATUS_NOT_NUMBERS
 
 
 cdef class TableCore(Views):
