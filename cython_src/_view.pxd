@@ -23,10 +23,8 @@ cdef void shard_seal_claim(
 # Move records that were saved so far, by a seal or a snapshot, to `out`, as many as there is room
 # for; how many bytes. They are saved no longer.
 cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) noexcept nogil
-# Take the records that were saved; all of them, once every fid of the view was read.
-cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil
-# End the view.
-cdef void shard_seal_end(Shard* shard) noexcept nogil
+# End the view; the memory for what was saved may stay for the next one.
+cdef void shard_seal_end(Shard* shard, bint keeps_room) noexcept nogil
 # End the view; everything in it counts as touched again.
 cdef void shard_seal_abort(Shard* shard) noexcept nogil
 # Count ids, there or not, as touched: their last state is in no delta yet.

@@ -155,16 +155,12 @@ cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) n
     return taken
 
 
-cdef void shard_seal_saved(Shard* shard, Buffer* saved) noexcept nogil:
+cdef void shard_seal_end(Shard* shard, bint keeps_room) noexcept nogil:
     lock_alone(&shard.lock)
-    saved[0] = shard.seal_saved
-    buffer_init(&shard.seal_saved)
-    lock_leave(&shard.lock)
-
-
-cdef void shard_seal_end(Shard* shard) noexcept nogil:
-    lock_alone(&shard.lock)
-    buffer_free(&shard.seal_saved)
+    if keeps_room:
+        shard.seal_saved.count = 0
+    else:
+        buffer_free(&shard.seal_saved)
     buffer_free(&shard.seal_fids)
     shard.is_sealing = False
     lock_leave(&shard.lock)

@@ -27,7 +27,6 @@ from monolith_kv._view cimport (
     shard_seal_end,
     shard_seal_flip,
     shard_seal_read,
-    shard_seal_saved,
     shard_snapshot_claim,
     shard_snapshot_end,
     shard_snapshot_flip,
@@ -129,16 +128,6 @@ cdef class Views(Records):
                     records.capacity - records.count)
         return np.asarray(out)[:records.count]
 
-    def seal_saved(self):
-        cdef Buffer saved
-        cdef size_t shard
-        parts = []
-        for shard in range(SHARDS):
-            with nogil:
-                shard_seal_saved(&self.shards[shard], &saved)
-            parts.append(take_bytes(&saved))
-        return parts
-
     def seal_digest(self):
         cdef RowDigest total
         cdef size_t i
@@ -147,11 +136,11 @@ cdef class Views(Records):
             digest_add(&total, self.shards[i].seal_digest)
         return total.low, total.high
 
-    def seal_end(self):
+    def seal_end(self, bint keeps_room=False):
         cdef size_t shard
         with nogil:
             for shard in range(SHARDS):
-                shard_seal_end(&self.shards[shard])
+                shard_seal_end(&self.shards[shard], keeps_room)
 
     def seal_abort(self):
         cdef size_t shard

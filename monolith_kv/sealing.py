@@ -19,11 +19,14 @@ from monolith_kv.catalog import commit, delta_of, drop_call_logs, drop_file
 from monolith_kv.errors import StoreFullError
 from monolith_kv.fids import without
 from monolith_kv.published import Delta
-from monolith_kv.state import StoreState, Summed, TableEntry, store_digest
+from monolith_kv.state import NO_FIDS, StoreState, Summed, TableEntry, store_digest
 from monolith_kv.storage import marks, sightings
 from monolith_kv.storage.delta_log import DeltaWriter
 from monolith_kv.storage.pending import join_pieces
 
+# The next seal comes so soon that memory for rows that change meanwhile is kept: a tenth of what such
+# a trainer does would be to have it cleared, page by page.
+SOON_S = 10.0
 BLOCK_BYTES = 4 << 20  # Of rows in hand; of 1 to 8 MiB none was better beyond doubt.
 
 
@@ -172,7 +175,7 @@ def _publish(state: StoreState, plan: Plan) -> Delta:
 def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> None:
     core = entry.core
     absent: list[NDArray[np.uint64]] = []
-    kept: list[NDArray[np.uint64]] = []
+    kept: list[NDArray[np.uint64]] = [NO_FIDS]
     fids = core.seal_fids()
     step = max(1, block_bytes(state, BLOCK_BYTES) // core.record_bytes)
     # One for all: to clear memory anew takes longer than to read rows into it.
@@ -181,10 +184,9 @@ def _write_table(state: StoreState, writer: DeltaWriter, entry: TableEntry) -> N
         for records in _read(state, entry, fids[start : start + step], block, absent):
             _write(writer, entry, records)
         # Rows that changed or went after the instant, as they were before that: written as they
-        # come, so that memory holds few of them however long the seal takes.
+        # come, so that memory holds few of them however long the seal takes. After the last block
+        # nothing is added to them any more: every row of the view was read.
         kept += _write_saved(writer, entry, block)
-    # Nothing is added to them any more: every row of the view was read.
-    kept += [_write(writer, entry, records) for records in core.seal_saved()]
     if absent:
         writer.removed(entry.id, without(np.concatenate(absent), np.concatenate(kept)))
 
@@ -231,8 +233,10 @@ def _write(
 
 def _settle(state: StoreState, plan: Plan) -> None:
     """Forget what the delta covers, now that it counts."""
+    interval = state.settings.delta_interval_s
+    is_soon = interval is not None and interval <= SOON_S and state.budget is None
     for entry in plan.entries:
-        entry.core.seal_end()
+        entry.core.seal_end(is_soon)
         del entry.pending_sightings[: len(plan.pieces[entry.id])]
     if plan.dense is not None and state.dense.version == plan.dense[0]:
         state.dense.is_pending = False

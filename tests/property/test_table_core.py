@@ -221,6 +221,13 @@ class CoreMachine(RuleBasedStateMachine):
         assert not set(saved) & set(self.sealed)
         self.sealed.update(saved)
 
+    def take_all_saved(self) -> None:
+        """What was saved by a seal that has read all."""
+        while len(records := self.core.saved(True, self.block(8))):
+            saved = self.split(records)
+            assert not set(saved) & set(self.sealed)
+            self.sealed.update(saved)
+
     @precondition(lambda self: self.snapshot is not None)
     @rule(room=st.integers(1, 12))
     def take_saved_by_snapshot(self, room: int) -> None:
@@ -229,17 +236,15 @@ class CoreMachine(RuleBasedStateMachine):
         self.shot.update(saved)
 
     @precondition(lambda self: self.seal is not None)
-    @rule()
-    def seal_end(self) -> None:
+    @rule(keeps_room=st.booleans())
+    def seal_end(self, keeps_room: bool) -> None:
         assert self.seal is not None
         while len(self.seal[2]):
             self.seal_read(8)
         rows, touched, _ = self.seal
         assert self.core.seal_digest() == self.digest_of(rows)
-        saved = self.split(np.concatenate(self.core.seal_saved()))
-        self.core.seal_end()
-        assert not set(saved) & set(self.sealed)
-        self.sealed.update(saved)
+        self.take_all_saved()
+        self.core.seal_end(keeps_room)
         assert self.sealed == {fid: rows[fid] for fid in touched if fid in rows}
         assert self.absent - set(self.sealed) == {fid for fid in touched if fid not in rows}
         self.seal = None
@@ -251,7 +256,7 @@ class CoreMachine(RuleBasedStateMachine):
             return
         assert self.seal is not None
         if not len(self.seal[2]):
-            self.core.seal_saved()  # What came of it could not be written.
+            self.take_all_saved()  # What came of it could not be written.
         self.core.seal_abort()
         self.touched |= self.seal[1]
         self.seal = None

@@ -158,7 +158,8 @@ def seal_of(core: TableCore) -> list[Any]:
     for start in range(0, len(fids), 10_000):
         found.append(core.seal_read(fids[start : start + 10_000], block)[0].copy())
         found.append(core.saved(True, block).copy())
-    found += core.seal_saved()
+    while len(records := core.saved(True, block)):
+        found.append(records.copy())
     core.seal_end()
     return found
 
