@@ -23,8 +23,8 @@ cdef void shard_seal_claim(
 # Move records that were saved so far, by a seal or a snapshot, to `out`, as many as there is room
 # for; how many bytes. They are saved no longer.
 cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) noexcept nogil
-# End the view; the memory for what was saved may stay for the next one.
-cdef void shard_seal_end(Shard* shard, bint keeps_room) noexcept nogil
+# End the view; of what was saved the memory stays for the next one, if it is at most so large.
+cdef void shard_seal_end(Shard* shard, size_t kept_bytes) noexcept nogil
 # End the view; everything in it counts as touched again.
 cdef void shard_seal_abort(Shard* shard) noexcept nogil
 # Count ids, there or not, as touched: their last state is in no delta yet.

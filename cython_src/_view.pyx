@@ -155,9 +155,9 @@ cdef size_t shard_saved(Shard* shard, bint is_seal, uint8_t* out, size_t room) n
     return taken
 
 
-cdef void shard_seal_end(Shard* shard, bint keeps_room) noexcept nogil:
+cdef void shard_seal_end(Shard* shard, size_t kept_bytes) noexcept nogil:
     lock_alone(&shard.lock)
-    if keeps_room:
+    if shard.seal_saved.capacity <= kept_bytes:
         shard.seal_saved.count = 0
     else:
         buffer_free(&shard.seal_saved)

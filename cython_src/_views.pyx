@@ -136,11 +136,11 @@ cdef class Views(Records):
             digest_add(&total, self.shards[i].seal_digest)
         return total.low, total.high
 
-    def seal_end(self, bint keeps_room=False):
+    def seal_end(self, size_t kept_bytes=0):
         cdef size_t shard
         with nogil:
             for shard in range(SHARDS):
-                shard_seal_end(&self.shards[shard], keeps_room)
+                shard_seal_end(&self.shards[shard], kept_bytes // SHARDS)
 
     def seal_abort(self):
         cdef size_t shard

@@ -24,9 +24,10 @@ from monolith_kv.storage import marks, sightings
 from monolith_kv.storage.delta_log import DeltaWriter
 from monolith_kv.storage.pending import join_pieces
 
-# The next seal comes so soon that memory for rows that change meanwhile is kept: a tenth of what such
-# a trainer does would be to have it cleared, page by page.
+# The next seal comes so soon that memory for rows that change meanwhile is kept: a tenth of a
+# trainer's time would go to have it cleared, page by page. Not what one slow seal has taken.
 SOON_S = 10.0
+KEPT_BYTES = 256 << 20  # Of a table.
 BLOCK_BYTES = 4 << 20  # Of rows in hand; of 1 to 8 MiB none was better beyond doubt.
 
 
@@ -236,7 +237,7 @@ def _settle(state: StoreState, plan: Plan) -> None:
     interval = state.settings.delta_interval_s
     is_soon = interval is not None and interval <= SOON_S and state.budget is None
     for entry in plan.entries:
-        entry.core.seal_end(is_soon)
+        entry.core.seal_end(KEPT_BYTES if is_soon else 0)
         del entry.pending_sightings[: len(plan.pieces[entry.id])]
     if plan.dense is not None and state.dense.version == plan.dense[0]:
         state.dense.is_pending = False

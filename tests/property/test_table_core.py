@@ -236,15 +236,15 @@ class CoreMachine(RuleBasedStateMachine):
         self.shot.update(saved)
 
     @precondition(lambda self: self.seal is not None)
-    @rule(keeps_room=st.booleans())
-    def seal_end(self, keeps_room: bool) -> None:
+    @rule(kept_bytes=st.sampled_from([0, 1 << 20]))
+    def seal_end(self, kept_bytes: int) -> None:
         assert self.seal is not None
         while len(self.seal[2]):
             self.seal_read(8)
         rows, touched, _ = self.seal
         assert self.core.seal_digest() == self.digest_of(rows)
         self.take_all_saved()
-        self.core.seal_end(keeps_room)
+        self.core.seal_end(kept_bytes)
         assert self.sealed == {fid: rows[fid] for fid in touched if fid in rows}
         assert self.absent - set(self.sealed) == {fid for fid in touched if fid not in rows}
         self.seal = None

@@ -221,3 +221,41 @@ def test_a_seal_in_many_blocks_has_every_row_once(
         last = opened.table("t").lookup(IDS[-1:])
         np.testing.assert_array_equal(last, np.full((1, 3), 1.0 - expected, np.float32))
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "limit", "is_kept"),
+    [
+        ({"delta_interval": "10s"}, sealing.KEPT_BYTES, True),
+        ({"delta_interval": "10s"}, 4_000 * 64 * 4, False),  # Is less than with ids and times.
+        ({"delta_interval": "11s"}, sealing.KEPT_BYTES, False),
+        ({"delta_interval": None}, sealing.KEPT_BYTES, False),
+        # Rows may need that memory.
+        ({"delta_interval": "10s", "memory_limit": "1GiB"}, sealing.KEPT_BYTES, False),
+    ],
+)
+def test_room_for_rows_that_change_during_a_seal_stays_where_the_next_one_is_due_soon(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    limit: int,
+    is_kept: bool,
+) -> None:
+    monkeypatch.setattr(sealing, "KEPT_BYTES", limit)
+    ids, values = np.arange(4_000, dtype=np.uint64), np.ones((4_000, 64), np.float32)
+    monkeypatch.setattr(sealing, "BLOCK_BYTES", 1)  # A row at a time: the rest is saved meanwhile.
+    with mkv.open(folder / "s", **options) as store:
+        table = store.create_table("t", 64)
+        table.upsert(ids, values)
+        read = sealing._read
+
+        def change_first(*arguments: Any) -> Any:
+            monkeypatch.setattr(sealing, "_read", read)
+            table.upsert(ids, 2 * values)
+            return read(*arguments)
+
+        monkeypatch.setattr(sealing, "_read", change_first)
+        assert store.seal().rows == len(ids)
+        kept = store.stats()["memory"]["kinds"]["touched"] - 8 * len(ids)
+        assert (kept > len(ids) * 4 * 64) is is_kept
+        assert store.seal().rows == len(ids)
