@@ -404,6 +404,8 @@ cdef class Core:
             for i in range(SHARDS):
                 lock_shared(&self.shards[i].lock)
                 count += self.shards[i].touched.count // sizeof(fid_t)
+                if self.shards[i].is_sealing:    # In no delta yet.
+                    count += self.shards[i].seal_fids.count // sizeof(fid_t)
                 lock_leave(&self.shards[i].lock)
         return count
 

@@ -64,6 +64,9 @@ cdef inline size_t slice_bytes(size_t record_bytes) noexcept nogil:
 cdef void shard_seal_flip(Shard* shard) noexcept nogil:
     """From here on rows are touched with the other bit, into a new list."""
     lock_alone(&shard.lock)
+    if shard.is_sealing:
+        # Whoever was to give the last seal up was interrupted: by Ctrl-C, between two tables.
+        locked_seal_abort(shard)
     shard.touched_flag ^= 3
     buffer_free(&shard.seal_fids)
     shard.seal_fids = shard.touched
@@ -167,11 +170,16 @@ cdef void shard_seal_end(Shard* shard, size_t kept_bytes) noexcept nogil:
 
 
 cdef void shard_seal_abort(Shard* shard) noexcept nogil:
+    lock_alone(&shard.lock)
+    locked_seal_abort(shard)
+    lock_leave(&shard.lock)
+
+
+cdef void locked_seal_abort(Shard* shard) noexcept nogil:
     cdef const fid_t* fids = <const fid_t*>shard.seal_fids.data
     cdef size_t count = shard.seal_fids.count // sizeof(fid_t)
     cdef size_t i
     cdef row_t* cell
-    lock_alone(&shard.lock)
     # Nothing was changed since, and nothing promised: or else locked_reserve has made room. Ids
     # twice in the list do no harm.
     if shard.touched.count + shard.seal_fids.count > shard.touched.capacity:
@@ -190,7 +198,6 @@ cdef void shard_seal_abort(Shard* shard) noexcept nogil:
     buffer_free(&shard.seal_saved)
     buffer_free(&shard.seal_fids)
     shard.is_sealing = False
-    lock_leave(&shard.lock)
 
 
 cdef status_t shard_touch(Shard* shard, const Batch* batch, size_t number) noexcept nogil:

@@ -250,16 +250,23 @@ class CoreMachine(RuleBasedStateMachine):
         self.seal = None
 
     @precondition(lambda self: self.seal is not None)
-    @rule(really=st.sampled_from([True, False, False]))  # Most seals are to end well.
-    def seal_abort(self, really: bool) -> None:
+    @rule(
+        really=st.sampled_from([True, False, False]),  # Most seals are to end well.
+        is_interrupted=st.booleans(),
+    )
+    def seal_abort(self, really: bool, is_interrupted: bool) -> None:
         if not really:
             return
         assert self.seal is not None
         if not len(self.seal[2]):
             self.take_all_saved()  # What came of it could not be written.
-        self.core.seal_abort()
         self.touched |= self.seal[1]
         self.seal = None
+        if is_interrupted:  # Ctrl-C came before: the next flip is to do it.
+            assert self.core.touched() >= len(self.touched)
+            self.seal_flip()
+        else:
+            self.core.seal_abort()
 
     @precondition(lambda self: self.snapshot is None)
     @rule()
