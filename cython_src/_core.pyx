@@ -403,11 +403,9 @@ cdef class Core:
         with nogil:
             for i in range(SHARDS):
                 lock_shared(&self.shards[i].lock)
-                count += self.shards[i].touched.count // sizeof(fid_t)
-                if self.shards[i].is_sealing:    # In no delta yet.
-                    count += self.shards[i].seal_fids.count // sizeof(fid_t)
+                count += self.shards[i].touched.count + self.shards[i].seal_fids.count
                 lock_leave(&self.shards[i].lock)
-        return count
+        return count // sizeof(fid_t)
 
     def digest(self):
         cdef RowDigest total
