@@ -130,11 +130,12 @@ class Trainer:
 
 def modes(rows: int, scale: Scale) -> Iterator[Figure]:
     """Compare training in "interval" and "batch" with training in "none"."""
+    seconds = 2.5 * min(1.0, scale.share)  # As a whole more than one seal in each round.
     for name, exponent in (("zipf 1.05", 1.05), ("zipf 0.82", 0.82), ("uniform", None)):
-        with tempfile.TemporaryDirectory() as folder:  # Rounds of more than one seal each.
+        with tempfile.TemporaryDirectory() as folder:
             plain = Trainer(f"{folder}/none", rows, "none", exponent=exponent)
             other = Trainer(f"{folder}/interval", rows, "interval", 1.0, exponent)
-            found = throughput(plain, other, 2.5, scale.rounds(9))
+            found = throughput(plain, other, seconds, scale.rounds(9))
             yield Figure(f"mode interval {name}", found.ratio, rows, f"{found.detail()} a step")
             plain.close()
             other.close()
