@@ -120,9 +120,10 @@ def _flip(state: StoreState, cursor: dict[str, Any] | None, plans: list[Plan]) -
 
 def _abort(state: StoreState, plan: Plan) -> None:
     """Put all of it back for the next seal; nothing of a table that was not flipped."""
+    # First, as Ctrl-C may come in between; the next flip takes up what of the rest is not done.
+    state.schema_changed = state.schema_changed or plan.schema_changed
     for entry in plan.entries:
         entry.core.seal_abort()
-    state.schema_changed = state.schema_changed or plan.schema_changed
 
 
 def _publish(state: StoreState, plan: Plan) -> Delta:

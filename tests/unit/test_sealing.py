@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,39 @@ def test_a_seal_in_many_blocks_has_every_row_once(
         last = opened.table("t").lookup(IDS[-1:])
         np.testing.assert_array_equal(last, np.full((1, 3), 1.0 - expected, np.float32))
     store.close()
+
+
+def test_a_seal_that_was_interrupted_while_it_was_given_up_is_in_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abort = sealing._abort
+
+    def fail(*_: Any) -> None:
+        raise OSError("no disk")
+
+    def first_only(entries: Any) -> Any:
+        yield entries[0]
+        raise KeyboardInterrupt
+
+    def abort_first(state: Any, plan: sealing.Plan) -> None:
+        abort(state, replace(plan, entries=first_only(plan.entries)))
+
+    with mkv.open(folder / "s", delta_interval=None) as store:
+        first, second = store.create_table("a", 3), store.create_table("b", 3)
+        first.upsert(IDS, rows(1))
+        second.upsert(IDS, rows(1))
+        with monkeypatch.context() as broken:
+            broken.setattr(sealing, "_publish", fail)
+            broken.setattr(sealing, "_abort", abort_first)
+            with pytest.raises(KeyboardInterrupt):
+                store.seal()
+        second.upsert(IDS[:3], rows(2)[:3])
+        delta = store.seal()
+        assert delta is not None
+        assert delta.rows == 2 * len(IDS)
+        with mkv.open(folder / "r", mode="replica") as copy:
+            copy.apply(delta.path)
+            np.testing.assert_array_equal(copy.table("b").lookup(IDS), second.lookup(IDS))
 
 
 @pytest.mark.parametrize(
